@@ -1,0 +1,121 @@
+"""Keys from content: what a file, a latent and an embedded caption are called in the cache."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+from reelwright.data.decode import PROBE_VERSION
+from reelwright.data.resize import RESIZE_RULE
+from reelwright.types import Size
+
+SCHEMA = 1  # of everything in a cache; a change makes every key new
+_FRESH_NS = 100_000_000  # a file changed this shortly before it was read may change again under the same time stamp
+_FRESH_COARSE_NS = 2_100_000_000  # the same where the file system keeps whole seconds
+
+
+def latent_key(
+    source_sha256: str, start_seconds: float, size: Size, fps: float, codec_fingerprint: str, dtype: str
+) -> str:
+    """Key of a window's latents: changes with the video's bytes, the window, how it is decoded, and the codec."""
+    parts = [source_sha256, repr(float(start_seconds)), str(size), repr(float(fps)), codec_fingerprint, dtype]
+    return _key("latent", *parts, RESIZE_RULE, PROBE_VERSION)
+
+
+def text_key(caption: str, text_fingerprint: str) -> str:
+    """Key of a caption as the text encoder (or its tokenizer) sees it."""
+    return _key("text", caption, text_fingerprint)
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256(json.dumps([SCHEMA, *parts]).encode()).hexdigest()[:40]
+
+
+def content_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Journal:
+    """A dictionary on disk that only grows: one JSON line a change, the last one of a key counts.
+
+    Each line is one `write` to a file opened for appending and carries a checksum, so several processes may write and
+    a kill at any instant costs at most the line in hand; broken lines are passed over. It holds what can be found out
+    again, never the only copy of anything.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._values: dict[str, Any] = {}
+        self._descriptor: int | None = None
+        data = path.read_bytes() if path.exists() else b""
+        for line in data.split(b"\n"):
+            checksum, _, text = line.partition(b" ")
+            if text and checksum == _checksum(text):
+                key, value = json.loads(text)
+                self._values[key] = value
+
+    def get(self, key: str) -> Any:
+        """The value of a key; None where there is none."""
+        return self._values.get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        if self._values.get(key) == value:
+            return
+        self._values[key] = value
+        if self._descriptor is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        text = json.dumps([key, value], separators=(",", ":")).encode()
+        # The leading line break ends a line that a killed process left half written.
+        os.write(self._descriptor, b"\n" + _checksum(text) + b" " + text + b"\n")
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _checksum(text: bytes) -> bytes:
+    return base64.b16encode(zlib.crc32(text).to_bytes(4, "big"))
+
+
+class FileHashes:
+    """sha256 of files, computed again only where (device, inode, size, mtime, ctime) changed."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def sha256(self, path: Path, verify: bool = False) -> str:
+        """Hash of a file's bytes; `verify` reads them whatever the time stamps say. OSError where it cannot be read.
+
+        ctime cannot be set by hand, so changed bytes are seen even when the old mtime was put back.
+        """
+        name = os.path.realpath(path)
+        before = _identity(path)
+        known = self._journal.get(name)
+        if known is not None and known[0] == before and not verify:
+            return known[1]
+        sha256 = content_sha256(path)
+        after = _identity(path)
+        if after == before and not _fresh(after):
+            self._journal.put(name, [after, sha256])
+        return sha256
+
+
+def _identity(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _fresh(identity: list[int]) -> bool:
+    """Whether the file was changed so shortly ago that another change could leave the same time stamps."""
+    mtime, ctime = identity[3:]
+    coarse = ctime % 1_000_000_000 == 0
+    return time.time_ns() - ctime < (_FRESH_COARSE_NS if coarse else _FRESH_NS)

@@ -1,0 +1,219 @@
+"""What a denoiser is trained on: corrupted samples, targets, times, weights, losses; and what its prediction means.
+
+All of it is written in terms of (schedule, prediction): DDPM with noise or v prediction and flow matching are values
+of the settings. Tensors are `b ...`; t is `b`, best kept in float64 on the CPU: only coefficients are computed from it.
+The arithmetic is float32 at least, whatever the dtype of a network's output or an autocast around it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from reelwright.config import Config
+from reelwright.diffusion.schedule import BETAS, build_schedule
+
+LARGEST_FINAL_ALPHA = 0.1  # Stable Diffusion's schedule ends at 0.068; much more and pure noise is an unseen input
+SMALLEST_TIME = 2.0**-24  # the resolution of a float32 draw; also keeps 1 - t below 1 in float32
+SMALLEST_WEIGHTED_SIGMA = 1e-3  # sigma^-2 has no finite mean; 1000-step training, where it comes from, ends here
+
+
+class Prediction(NamedTuple):
+    """What a network predicts, in terms of alpha `a` and sigma `s`."""
+
+    target: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (a, s, x0, noise)
+    solve: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # (a, s, x_t, prediction) -> (x0, eps)
+
+
+def _solve_noise(a: Tensor, s: Tensor, x_t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    return (x_t - s * noise) / a, noise
+
+
+def _solve_x0(a: Tensor, s: Tensor, x_t: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+    # At s = 0 there is no noise to find: any finite value will do, as eps is only ever used times sigma.
+    return x0, (x_t - a * x0) / s.masked_fill(s == 0, 1)
+
+
+def _solve_v(a: Tensor, s: Tensor, x_t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    power = a * a + s * s  # 1 where the schedule is variance-preserving
+    return (a * x_t - s * v) / power, (s * x_t + a * v) / power
+
+
+def _solve_velocity(a: Tensor, s: Tensor, x_t: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+    x0 = (x_t - s * velocity) / (a + s)
+    return x0, x0 + velocity
+
+
+PREDICTIONS: dict[str, Prediction] = {
+    "noise": Prediction(lambda a, s, x0, noise: noise, _solve_noise),  # Ho et al. 2020 (arXiv 2006.11239)
+    "v": Prediction(lambda a, s, x0, noise: a * noise - s * x0, _solve_v),  # Salimans and Ho 2022 (arXiv 2202.00512)
+    "x0": Prediction(lambda a, s, x0, noise: x0, _solve_x0),
+    "velocity": Prediction(lambda a, s, x0, noise: noise - x0, _solve_velocity),  # Liu et al. 2022 (arXiv 2209.03003)
+}
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # element by element
+    "mse": lambda prediction, target: (prediction - target) ** 2,
+    "l1": lambda prediction, target: (prediction - target).abs(),
+    "huber": lambda prediction, target: F.huber_loss(prediction, target, reduction="none"),
+}
+
+# field -> the field that decides whether it is used, and the values under which it is
+_USED_WHEN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "schedule_steps": ("schedule", tuple(BETAS)),
+    "zero_terminal_snr": ("schedule", tuple(BETAS)),
+    "shift": ("schedule", ("flow",)),
+    "logit_mean": ("time_sampling", ("logit_normal",)),
+    "logit_std": ("time_sampling", ("logit_normal",)),
+    "min_snr_gamma": ("weighting", ("min_snr",)),
+}
+
+
+class ObjectiveConfig(Config):
+    """Settings of the training objective. `build()` makes it."""
+
+    schedule: Literal["linear", "scaled_linear", "cosine", "flow"] = "flow"
+    schedule_steps: int = Field(default=1000, ge=1, le=10_000)  # entries of a table schedule
+    shift: float = Field(default=1.0, gt=0)  # of the flow: above 1 spends more of the time at high noise
+    zero_terminal_snr: bool = False  # of a table: alpha(1) = 0 exactly
+    prediction: Literal["noise", "v", "x0", "velocity"] = "velocity"
+    loss: Literal["mse", "l1", "huber"] = "mse"
+    time_sampling: Literal["uniform", "logit_normal"] = "uniform"
+    logit_mean: float = 0.0  # of logit(t); above 0 favours noise
+    logit_std: float = Field(default=1.0, gt=0)
+    weighting: Literal["none", "min_snr", "sigma_sqrt", "cosmap"] = "none"
+    min_snr_gamma: float = Field(default=5.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, (switch, values) in _USED_WHEN.items():
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default and getattr(self, switch) not in values:
+                raise ValueError(
+                    f"{name} = {value!r} has no effect with {switch} = {getattr(self, switch)!r}: it belongs to "
+                    f"{' | '.join(values)}; leave {name} at {default!r} or change {switch}"
+                )
+        if self.prediction == "noise" and (self.schedule == "flow" or self.zero_terminal_snr):
+            cause = "schedule = 'flow'" if self.schedule == "flow" else "zero_terminal_snr = True"
+            raise ValueError(
+                f"prediction = 'noise' cannot be used with {cause}: alpha(1) = 0, where the noise says nothing about "
+                f"the data; use prediction = 'v', 'x0' or 'velocity'"
+            )
+        if self.weighting in ("sigma_sqrt", "cosmap") and self.schedule != "flow":
+            raise ValueError(
+                f"weighting = {self.weighting!r} is defined for schedule = 'flow', not {self.schedule!r}; "
+                f"use 'min_snr' or 'none'"
+            )
+        if self.schedule != "flow":
+            schedule = build_schedule(
+                self.schedule, steps=self.schedule_steps, zero_terminal_snr=self.zero_terminal_snr
+            )
+            final = schedule.alpha(torch.ones(1)).item()
+            if final > LARGEST_FINAL_ALPHA:
+                raise ValueError(
+                    f"schedule_steps = {self.schedule_steps} leaves alpha(1) = {final:.3f} with schedule = "
+                    f"{self.schedule!r}: at most {LARGEST_FINAL_ALPHA} is near enough to the pure noise generation "
+                    f"starts from; use 1000 steps, schedule = 'cosine' or zero_terminal_snr = true"
+                )
+        return self
+
+    def build(self) -> Objective:
+        return Objective(self)
+
+
+class Objective:
+    """Corruption, targets, conversions, times, weights and losses of one (schedule, prediction)."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        self.config = config
+        self.schedule = build_schedule(
+            config.schedule,
+            steps=config.schedule_steps,
+            shift=config.shift,
+            zero_terminal_snr=config.zero_terminal_snr,
+        )
+        self._prediction = PREDICTIONS[config.prediction]
+        self._loss = LOSSES[config.loss]
+
+    def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at t `b`, as `b 1 1 ...` on the device of `like` `b ...`, in its dtype but float32 at least.
+
+        ValueError where t is not one time a sample.
+        """
+        if t.shape != like.shape[:1]:
+            raise ValueError(f"t of shape {tuple(t.shape)} for samples {tuple(like.shape)}: pass one time a sample")
+        shape = (-1,) + (1,) * (like.ndim - 1)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return alpha.to(like.device, dtype).view(shape), sigma.to(like.device, dtype).view(shape)
+
+    def corrupt(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t = alpha(t) x0 + sigma(t) noise."""
+        alpha, sigma = self.alpha_sigma(t, x0)
+        return alpha * x0 + sigma * noise
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the prediction at x_t is compared with."""
+        alpha, sigma = self.alpha_sigma(t, x0)
+        return self._prediction.target(alpha, sigma, x0.to(alpha.dtype), noise.to(alpha.dtype))
+
+    def to_x0_eps(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The x0 and the noise a prediction implies: x_t = alpha x0 + sigma eps holds for them.
+
+        Only a predicted noise is divided by alpha, so everything else is well conditioned up to pure noise.
+        """
+        alpha, sigma = self.alpha_sigma(t, x_t)
+        return self._prediction.solve(alpha, sigma, x_t.to(alpha.dtype), prediction.to(alpha.dtype))
+
+    def sample_time(self, uniform: Tensor) -> Tensor:
+        """Times of uniform draws in [0, 1), shape kept, float64, never falling as the draw rises.
+
+        'uniform' on a table picks one of its entries, on the flow it is the draw itself; 'logit_normal' is
+        sigmoid(mean + std z), z standard normal (Esser et al. 2024, arXiv 2403.03206, section 3.1).
+        """
+        uniform = uniform.to(torch.float64)
+        if not bool(((uniform >= 0) & (uniform < 1)).all()):
+            raise ValueError(
+                f"uniform draws from {uniform.min().item()} to {uniform.max().item()}: they lie in [0, 1), as those "
+                f"of torch.rand do"
+            )
+        if self.config.time_sampling == "logit_normal":
+            normal = torch.special.ndtri(uniform.clamp(SMALLEST_TIME / 2, 1 - SMALLEST_TIME / 2))
+            time = torch.sigmoid(self.config.logit_mean + self.config.logit_std * normal)
+            return time.clamp(SMALLEST_TIME, 1 - SMALLEST_TIME)
+        grid = self.schedule.grid
+        return uniform if grid is None else ((uniform * grid).floor() + 1) / grid
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Loss weight at times t of any shape; float64 and finite.
+
+        'min_snr': Hang et al. 2023 (arXiv 2303.09556) weigh the squared error of x0 by min(SNR, gamma). The error of
+        another prediction is that of x0 divided by d x0 / d prediction, whose square is therefore a factor here.
+        'cosmap': Esser et al. 2024 (arXiv 2403.03206), section 3.1. 'sigma_sqrt': sigma^-2, bounded by 1e6.
+        """
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        if self.config.weighting == "min_snr":
+            snr = (alpha / sigma) ** 2  # infinite at t = 0, where the minimum is gamma
+            gain, _ = self._prediction.solve(alpha, sigma, torch.zeros_like(alpha), torch.ones_like(alpha))
+            return snr.clamp(max=self.config.min_snr_gamma) * gain**2
+        if self.config.weighting == "sigma_sqrt":
+            return sigma.clamp(min=SMALLEST_WEIGHTED_SIGMA) ** -2
+        if self.config.weighting == "cosmap":
+            return 2 / (math.pi * (alpha**2 + sigma**2))
+        return torch.ones_like(alpha)
+
+    def loss(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        """Weighted loss of every sample, `b`: the mean over its elements, in float32 at least."""
+        if prediction.shape != target.shape or t.shape != target.shape[:1]:
+            raise ValueError(
+                f"prediction {tuple(prediction.shape)}, target {tuple(target.shape)} and t {tuple(t.shape)} differ: "
+                f"the first two have one shape `b ...`, t is `b`"
+            )
+        dtype = torch.promote_types(target.dtype, torch.float32)
+        error = self._loss(prediction.to(dtype), target.to(dtype)).flatten(1).mean(1)
+        return error * self.weight(t).to(error)

@@ -1,0 +1,242 @@
+"""Prompts -> videos."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reelwright import __version__
+from reelwright.bundle import LoadedModel
+from reelwright.diffusion.guidance import guided, make_denoise
+from reelwright.diffusion.sampler import SAMPLERS, sample_times
+from reelwright.models.codec import video_to_pixels
+from reelwright.randomness import keyed_generator, keyed_normal
+from reelwright.recipe import SamplingConfig
+from reelwright.training.config import Precision
+from reelwright.training.devices import autocast
+from reelwright.types import Bundle, Size, Text, UsageError
+from reelwright.video.sheet import contact_sheet
+from reelwright.video.write import write_video
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where generation runs. `offload` keeps on the device only the part at work."""
+
+    device: torch.device
+    precision: Precision = "fp32"
+    offload: bool = False
+
+
+def encode_prompts(bundle: Bundle, prompts: Sequence[str], compute: Compute) -> Text:
+    """Captions -> embeddings `b l d` on the device."""
+    encoder = bundle.text
+    _place(encoder, compute.device)
+    with torch.no_grad(), autocast(compute.device, compute.precision):
+        tokens = encoder.tokenize(list(prompts)).to(compute.device)
+        embeddings = encoder(tokens)
+    if compute.offload:
+        _place(encoder, torch.device("cpu"))
+    return embeddings
+
+
+@torch.no_grad()
+def sample_latents(
+    bundle: Bundle,
+    cond: Text,
+    uncond: Text,
+    latent_size: Size,
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    compute: Compute,
+    on_step: Progress | None = None,
+) -> Tensor:
+    """Latents `b c f h w` of one batch. Each video's noise depends on its own seed alone, never on the batch."""
+    shape = (bundle.codec.channels, *latent_size.tuple)
+    device = compute.device
+    x = torch.stack([keyed_normal(shape, seed, "latents") for seed in seeds]).to(device)
+    generators = [keyed_generator(seed, "sampler") for seed in seeds]
+
+    def draw_noise() -> Tensor:
+        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+
+    def denoiser(x_t: Tensor, t: Tensor, text: Text) -> Tensor:
+        with autocast(device, compute.precision):
+            return bundle.denoiser(x_t, t, text).float()
+
+    _place(bundle.denoiser, device)
+    predict = guided(
+        denoiser, cond, uncond, sampling.guidance, rescale=sampling.guidance_rescale, interval=sampling.guidance_interval
+    )
+    denoise = make_denoise(predict, bundle.objective)
+    times = sample_times(sampling.steps, grid=bundle.objective.schedule.grid)
+    latents = SAMPLERS[sampling.sampler](
+        denoise, x, times, bundle.objective.schedule, draw_noise=draw_noise, on_step=on_step
+    )
+    if compute.offload:
+        _place(bundle.denoiser, torch.device("cpu"))
+    return latents
+
+
+@torch.no_grad()
+def decode_latents(bundle: Bundle, latents: Tensor, compute: Compute) -> np.ndarray:
+    """Latents -> uint8 `b f h w c`, in float32 whatever the precision (half precision breaks some decoders)."""
+    _place(bundle.codec, compute.device)
+    pixels = video_to_pixels(bundle.codec.decode(latents.float())).cpu().numpy()
+    if compute.offload:
+        _place(bundle.codec, torch.device("cpu"))
+    return pixels
+
+
+def generate_videos(
+    bundle: Bundle,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    size: Size,
+    sampling: SamplingConfig,
+    compute: Compute,
+    negative_prompt: str = "",
+    batch_size: int = 8,
+    on_step: Progress | None = None,
+) -> list[np.ndarray]:
+    """One uint8 `f h w c` video for each (prompt, seed). UsageError where the size fits neither codec nor patch."""
+    try:
+        latent_size = bundle.codec.compression.latent_size(size)
+        bundle.denoiser.check_size(latent_size)  # pyright: ignore[reportCallIssue]
+    except ValueError as error:
+        raise UsageError(f"a video of {size} (frames x height x width): {error}") from None
+    bundle.denoiser.eval()
+    total = len(range(0, len(prompts), batch_size)) * sampling.steps
+    videos: list[np.ndarray] = []
+    for number, start in enumerate(range(0, len(prompts), batch_size)):
+        chunk = list(prompts[start : start + batch_size])
+        cond = encode_prompts(bundle, chunk, compute)
+        uncond = encode_prompts(bundle, [negative_prompt] * len(chunk), compute)
+
+        def advance(step: int, _: int, offset: int = number * sampling.steps) -> None:
+            if on_step:
+                on_step(offset + step, total)
+
+        chunk_seeds = seeds[start : start + batch_size]
+        latents = sample_latents(bundle, cond, uncond, latent_size, chunk_seeds, sampling, compute, advance)
+        videos.extend(decode_latents(bundle, latents, compute))
+    return videos
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `reelwright generate` was asked for; None means 'as the run says'."""
+
+    prompts: tuple[str, ...]
+    num_videos: int = 1
+    seed: int = 0
+    negative_prompt: str = ""
+    sampler: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    frames: int | None = None
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+
+    def size(self, model: LoadedModel) -> Size:
+        own = model.recipe.size
+        return Size(self.frames or own.frames, self.height or own.height, self.width or own.width)
+
+    def sampling(self, model: LoadedModel) -> SamplingConfig:
+        given = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance}
+        values = model.recipe.sampling.plain() | {k: v for k, v in given.items() if v is not None}
+        return SamplingConfig.parse(values, origin="generate")
+
+    @classmethod
+    def from_recipe(cls, recipe: dict[str, Any], path: Path) -> Request:
+        """The request that made a clip, from the recipe in its metadata."""
+        try:
+            return cls(
+                prompts=(recipe["prompt"],),
+                **{name: recipe[name] for name in cls.__dataclass_fields__ if name in recipe and name != "prompts"},
+            )
+        except KeyError as error:
+            raise UsageError(f"{path}: its recipe has no {error}; it was not made by `reelwright generate`") from None
+
+
+def run_generate(
+    model: LoadedModel, request: Request, out: Path, suffix: str, compute: Compute, on_step: Progress | None = None
+) -> list[Path]:
+    """Make and write every video asked for, a recipe in each, and a contact sheet where there are several.
+
+    `out` is a file where one video is asked for (or a name to number from), else a folder.
+    """
+    size, sampling = request.size(model), request.sampling(model)
+    fps = request.fps or model.recipe.data.fps
+    jobs = [(prompt, request.seed + n) for prompt in request.prompts for n in range(request.num_videos)]
+    paths = output_paths(out, suffix, jobs)
+    videos = generate_videos(
+        model.bundle,
+        [prompt for prompt, _ in jobs],
+        [seed for _, seed in jobs],
+        size,
+        sampling,
+        compute,
+        request.negative_prompt,
+        on_step=on_step,
+    )
+    for (prompt, seed), video, path in zip(jobs, videos, paths, strict=True):
+        one = replace(request, seed=seed, num_videos=1, prompts=(prompt,))
+        write_video(path, video, fps, clip_recipe(model, one, size, sampling, fps, compute))
+    if len(paths) > 1:
+        sheet = paths[0].parent / f"{paths[0].stem.rsplit('-', 1)[0] if out.suffix else 'contact'}-sheet.png"
+        labels = [f"{prompt} (seed {seed})" for prompt, seed in jobs]
+        contact_sheet(videos, labels, sheet)
+        paths = [*paths, sheet]
+    return paths
+
+
+def clip_recipe(
+    model: LoadedModel, request: Request, size: Size, sampling: SamplingConfig, fps: float, compute: Compute
+) -> dict[str, Any]:
+    """What a generated file carries: enough for `generate --from` to make it again."""
+    return {
+        "prompt": request.prompts[0],
+        "negative_prompt": request.negative_prompt,
+        "seed": request.seed,
+        "sampler": sampling.sampler,
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "frames": size.frames,
+        "width": size.width,
+        "height": size.height,
+        "fps": fps,
+        "precision": compute.precision,
+        "model": model.origin,
+        "model_step": model.step,
+        "model_sha256": model.weights_sha256,
+        "versions": {"reelwright": __version__, "torch": torch.__version__},
+    }
+
+
+def output_paths(out: Path, suffix: str, jobs: Sequence[tuple[str, int]]) -> list[Path]:
+    """`out` itself for one video named as a file; else `stem-0001.mp4` beside it, or `prompt-seed.mp4` in a folder."""
+    if out.suffix:
+        if len(jobs) == 1:
+            return [out]
+        return [out.with_name(f"{out.stem}-{n:04d}{out.suffix}") for n in range(1, len(jobs) + 1)]
+    paths: list[Path] = []
+    for number, (prompt, seed) in enumerate(jobs, start=1):
+        words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "video"
+        paths.append(out / f"{number:04d}-{words}-seed{seed}.{suffix}")
+    return paths
+
+
+def _place(module: Any, device: torch.device) -> None:
+    if isinstance(module, torch.nn.Module):
+        module.to(device)

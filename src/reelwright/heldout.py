@@ -1,0 +1,70 @@
+"""The held-out loss: fixed clips, fixed noise, fixed timestep quantiles, so that two figures differ by weights only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reelwright.bundle import DenoisingLoss
+from reelwright.data.dataset import CachedDataset
+from reelwright.metrics.statistics import mean_interval
+from reelwright.randomness import keyed_normal
+from reelwright.types import Batch
+
+
+@torch.no_grad()
+def fixed_losses(module: DenoisingLoss, batch: Batch, times: Tensor, device: torch.device) -> Tensor:
+    """Loss of each sample at each of `times`: `b times`. Noise is keyed by the sample's index and the time's number.
+
+    The posterior's mean is used, not a draw of it.
+    """
+    shape = tuple(batch.latents.mean.shape[1:])
+    latents, text = batch.latents.mean.to(device), batch.text.to(device)
+    columns = []
+    for number, t in enumerate(times.tolist()):
+        noise = torch.stack([keyed_normal(shape, "held-out", index, number) for index in batch.indices])
+        t_batch = torch.full((len(batch),), t, dtype=torch.float32, device=device)
+        columns.append(module(latents, noise.to(device), t_batch, text).float().cpu())
+    return torch.stack(columns, dim=1)
+
+
+def held_out_loss(
+    module: DenoisingLoss, dataset: CachedDataset, device: torch.device, num_clips: int, num_times: int, batch_size: int
+) -> dict[str, Any]:
+    """Mean loss at quantiles (k + 1/2) / num_times of the training times, with a 95 % interval over clips.
+
+    `heldout_split` names the clips it was measured on: 'train' where nothing is held out, so that nobody takes the
+    figure for generalisation. Call it with the averaged weights and the training precision in place.
+    """
+    quantiles = (torch.arange(num_times, dtype=torch.float64) + 0.5) / num_times
+    times = module.objective.sample_time(quantiles)
+    module.eval()
+    rows = [
+        fixed_losses(module, dataset.load(items, seed=0), times, device)
+        for items in _chunks(dataset, num_clips, batch_size)
+    ]
+    losses = torch.cat(rows)  # clips times
+    by_clip = losses.mean(dim=1).tolist()
+    low, high = mean_interval(by_clip)
+    return {
+        "heldout_loss": sum(by_clip) / len(by_clip),
+        "heldout_low": low,
+        "heldout_high": high,
+        "heldout_clips": len(losses),
+        "heldout_split": next(iter(dataset.samples.values())).split,
+        "heldout_times": [round(t, 6) for t in times.tolist()],
+        "heldout_by_time": losses.mean(dim=0).tolist(),
+    }
+
+
+def _chunks(dataset: CachedDataset, num_clips: int, batch_size: int) -> Iterator[list[tuple[int, int]]]:
+    """The first `num_clips` samples as lists of (index, epoch 0), each of one bucket."""
+    left = num_clips
+    for indices in dataset.buckets().values():
+        chosen = indices[:left]
+        left -= len(chosen)
+        for start in range(0, len(chosen), batch_size):
+            yield [(index, 0) for index in chosen[start : start + batch_size]]

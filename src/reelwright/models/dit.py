@@ -1,0 +1,241 @@
+"""The native denoiser: a spatio-temporal diffusion transformer (Peebles & Xie 2023, DiT) over video latents."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from reelwright.config import Config
+from reelwright.models.layers import (
+    MLP,
+    AttentionName,
+    CrossAttention,
+    Rope,
+    SelfAttention,
+    TimestepEmbedding,
+    check_attention,
+    coordinate_features,
+    modulated_norm,
+    patchify,
+    rope_table,
+    unpatchify,
+    zero_init,
+)
+from reelwright.types import Size, Text
+
+OCTAVES = 6  # finest absolute position: 1/64 of a side; nearer neighbours are told apart by RoPE
+
+PRESETS: dict[str, dict[str, int]] = {  # Peebles & Xie 2023, table 1
+    "S": {"width": 384, "depth": 12, "heads": 6},
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "XL": {"width": 1152, "depth": 28, "heads": 16},
+}
+
+
+class DiTConfig(Config):
+    """`size` is a shorthand for width, depth and heads; a value given beside it must agree with it."""
+
+    type: Literal["dit"] = "dit"
+    size: Literal["S", "B", "L", "XL"] | None = None
+    width: PositiveInt = 256
+    depth: PositiveInt = 8
+    heads: PositiveInt = 4
+    patch: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 1, 1)  # latents a token covers: frames, height, width
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    layout: Literal["full", "factorised"] = "full"  # factorised: spatial and temporal blocks take turns
+    text_tokens: Literal["cross", "joint"] = "cross"  # cross-attention, or text among the visual tokens
+    attention: AttentionName = "auto"
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_size(cls, values: Any) -> Any:
+        preset = PRESETS.get(values.get("size") or "") if isinstance(values, dict) else None
+        if preset is None:
+            return values
+        for name, value in preset.items():
+            if values.get(name, value) != value:
+                raise ValueError(
+                    f"size = {values['size']} means {name} = {value}, but {name} = {values[name]} is given; leave one out"
+                )
+        return {**values, **preset}
+
+    @model_validator(mode="after")
+    def _check(self) -> DiTConfig:
+        head_dim, rest = divmod(self.width, self.heads)
+        if rest or head_dim % 2 or head_dim < 6:
+            raise ValueError(
+                f"width = {self.width} over heads = {self.heads}: the head dimension must be a whole even number of at "
+                f"least 6 (RoPE turns pairs on three axes); use for example heads = {max(1, self.width // 64)}"
+            )
+        if self.text_tokens == "joint" and self.layout != "full":
+            raise ValueError(
+                f"text_tokens = joint needs layout = full, got layout = {self.layout}: text tokens belong to no frame; "
+                "use text_tokens = cross"
+            )
+        if self.layout == "factorised" and self.depth % 2:
+            raise ValueError(
+                f"depth = {self.depth}: layout = factorised takes spatial and temporal blocks in turn, so "
+                f"depth must be even; use {self.depth + 1}"
+            )
+        return self
+
+    def build(self, channels: int, text_width: int) -> DiT:
+        """The model, freshly initialised from torch's global generator. ValueError where the backend is missing."""
+        return DiT(self, channels, text_width)
+
+
+class Block(nn.Module):
+    """adaLN-zero self-attention, cross-attention to text (if any), adaLN-zero MLP."""
+
+    def __init__(self, width: int, heads: int, hidden: int, cross: bool, backend: str) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(width, heads, backend)
+        self.cross_attention = CrossAttention(width, heads, backend) if cross else None
+        self.mlp = MLP(width, hidden)
+
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        rope: Rope,
+        text_kv: Tensor | None,
+        mask: Tensor | None,
+        frames: int,
+        across: bool,
+    ) -> Tensor:
+        """x `b n d`, modulation `b 6 d`, text_kv `b l 2*d`, mask over text (cross) or over all tokens (joint)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation[:, :, None].unbind(1)  # b 1 d each
+        own_mask = mask if self.cross_attention is None else None  # b n
+        attended = self.self_attention(modulated_norm(x, shift1, scale1), rope, own_mask, frames, across)
+        x = x + gate1 * attended  # b n d
+        if self.cross_attention is not None and text_kv is not None:
+            x = x + self.cross_attention(F.layer_norm(x, (x.shape[-1],), eps=1e-6), text_kv, mask)  # b n d
+        return x + gate2 * self.mlp(modulated_norm(x, shift2, scale2))  # b n d
+
+
+class DiT(nn.Module):
+    """x_t `b c f h w`, t `b`, text `b l text_width` -> prediction `b c f h w`, for latents of any size.
+
+    The timestep and the mean of the text drive adaLN-zero; the text tokens enter by cross-attention or as tokens.
+    The output head starts at zero, so an untrained model predicts exactly 0.
+    """
+
+    lora_targets = ("qkv", "out", "q", "up", "down", "text_kv")
+
+    def __init__(self, config: DiTConfig, channels: int, text_width: int) -> None:
+        super().__init__()
+        check_attention(config.attention)
+        self.config, self.channels, self.text_width = config, channels, text_width
+        width, depth, cross = config.width, config.depth, config.text_tokens == "cross"
+        patch_numbers = channels * config.patch[0] * config.patch[1] * config.patch[2]
+        self.patch_in = nn.Linear(patch_numbers, width)
+        self.position_in = nn.Linear(6 * OCTAVES, width, bias=False)
+        self.time_in = TimestepEmbedding(width)
+        self.text_norm = nn.LayerNorm(text_width)
+        self.text_in = nn.Linear(text_width, width)
+        self.pooled_in = nn.Linear(width, width)
+        self.text_kv = nn.Linear(width, depth * 2 * width) if cross else None  # of every block, in one product
+        hidden = round(width * config.mlp_ratio)
+        self.blocks = nn.ModuleList(Block(width, config.heads, hidden, cross, config.attention) for _ in range(depth))
+        self.modulation = zero_init(nn.Linear(width, (6 * depth + 2) * width))  # of every block and of the head
+        self.head = zero_init(nn.Linear(width, patch_numbers))
+
+    def check_size(self, latent: Size) -> Size:
+        """The grid of patches of latents of this size. ValueError names the axis that does not divide."""
+        for axis, patch in zip(("frames", "height", "width"), self.config.patch, strict=True):
+            extent = getattr(latent, axis)
+            if extent % patch:
+                below, above = extent // patch * patch, (extent // patch + 1) * patch
+                ways = f"{below} or {above}" if below else f"{above}"
+                raise ValueError(
+                    f"{axis} = {extent} latents do not fit model.patch = {patch} along {axis}: it must be a multiple; "
+                    f"use {ways} latents, or another patch"
+                )
+        return Size(*(extent // patch for extent, patch in zip(latent.tuple, self.config.patch, strict=True)))
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Text) -> Tensor:
+        self._check_inputs(x_t, t, cond)
+        grid = self.check_size(Size(*x_t.shape[2:])).tuple
+        b, depth, width = x_t.shape[0], self.config.depth, self.config.width
+        mask = needed_mask(cond.mask)  # b l, or None where every token is real
+
+        x = self.patch_in(patchify(x_t, self.config.patch))  # b n d
+        x = x + self.position_in(coordinate_features(grid, OCTAVES, x.device))  # b n d
+        text = self.text_in(self.text_norm(cond.values))  # b l d
+        context = self.time_in(t) + self.pooled_in(masked_mean(text, mask))  # b d
+        modulation = self.modulation(F.silu(context)).view(b, 6 * depth + 2, width)  # b 6*depth+2 d
+        *modulations, last = modulation.split([6] * depth + [2], dim=1)  # b 6 d each, b 2 d
+        if self.text_kv is not None:
+            text_kv = self.text_kv(text).chunk(depth, dim=-1)  # b l 2*d each
+        else:
+            text_kv = (None,) * depth
+        layouts = self._layouts(grid, x.device)
+        if self.config.text_tokens == "joint":
+            x, mask = join_text(text, x, mask)  # b l+n d, b l+n
+            layouts = [(pad_rope(rope, text.shape[1]), frames, across) for rope, frames, across in layouts]
+
+        for index, block in enumerate(self.blocks):
+            rope, frames, across = layouts[index % len(layouts)]
+            arguments = (x, modulations[index], rope, text_kv[index], mask, frames, across)
+            if self.config.gradient_checkpointing and self.training:
+                x = checkpoint(block, *arguments, use_reentrant=False)  # b n d
+            else:
+                x = block(*arguments)  # b n d
+        x = x[:, x.shape[1] - grid[0] * grid[1] * grid[2] :]  # b n d: without the joint text tokens
+        shift, scale = last[:, :, None].unbind(1)  # b 1 d
+        x = self.head(modulated_norm(x, shift, scale))  # b n c*pf*ph*pw
+        return unpatchify(x, self.config.patch, grid).to(x_t.dtype)  # b c f h w
+
+    def _layouts(self, grid: tuple[int, int, int], device: torch.device) -> list[tuple[Rope, int, bool]]:
+        """How the blocks attend, in turn: the RoPE table of one group, the number of frames, within or across them."""
+        frames, height, width = grid
+        head_dim = self.config.width // self.config.heads
+        if self.config.layout == "full":
+            return [(rope_table(grid, head_dim, device), 1, False)]
+        spatial = rope_table((1, height, width), head_dim, device)
+        temporal = rope_table((frames, 1, 1), head_dim, device)
+        return [(spatial, frames, False), (temporal, frames, True)]
+
+    def _check_inputs(self, x_t: Tensor, t: Tensor, cond: Text) -> None:
+        if x_t.ndim != 5 or x_t.shape[1] != self.channels:
+            raise ValueError(f"x_t {tuple(x_t.shape)}: expected `b {self.channels} f h w`")
+        if t.shape != x_t.shape[:1]:
+            raise ValueError(f"t {tuple(t.shape)}: expected one time a sample, ({x_t.shape[0]},)")
+        if cond.values.ndim != 3 or cond.values.shape[0] != x_t.shape[0] or cond.values.shape[2] != self.text_width:
+            raise ValueError(f"text {tuple(cond.values.shape)}: expected `{x_t.shape[0]} l {self.text_width}`")
+
+
+def needed_mask(mask: Tensor) -> Tensor | None:
+    """The mask, or None where every token is real: attention without a mask takes a faster path."""
+    fewest = int(mask.sum(dim=1).min())
+    if fewest == 0:
+        raise ValueError("a text without a single real token; every encoder gives an empty caption at least one")
+    return None if fewest == mask.shape[1] else mask
+
+
+def masked_mean(text: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the real tokens: `b l d` -> `b d`."""
+    if mask is None:
+        return text.mean(dim=1)
+    weights = mask.to(text.dtype) / mask.sum(dim=1, keepdim=True)  # b l
+    return (text * weights[:, :, None]).sum(dim=1)
+
+
+def join_text(text: Tensor, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Text `b l d` before the visual tokens `b n d`, and the mask of both."""
+    if mask is not None:
+        mask = torch.cat([mask, mask.new_ones(x.shape[:2])], dim=1)  # b l+n
+    return torch.cat([text, x], dim=1), mask
+
+
+def pad_rope(rope: Rope, length: int) -> Rope:
+    """The table with `length` positions before it that are not rotated: the encoder has given text its order."""
+    cos, sin = rope
+    return F.pad(cos, (0, 0, length, 0), value=1.0), F.pad(sin, (0, 0, length, 0))

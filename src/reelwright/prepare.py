@@ -1,0 +1,350 @@
+"""Data -> cache: decode, fit what must be fitted, encode, tokenize. The same command again does only what changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from reelwright.bundle import build_codec, build_text, fitted_path
+from reelwright.data.cache import Cache, write_atomic
+from reelwright.data.dataset import CachedDataset, Manifest, PreparedSample, pad_texts, read_manifest, write_manifest
+from reelwright.data.decode import BadVideo, read_window
+from reelwright.data.fingerprints import latent_key, text_key
+from reelwright.data.inspection import Inspection, Sample, inspect
+from reelwright.data.sources import Dropped
+from reelwright.metrics.frames import psnr
+from reelwright.models.codec import pixels_to_video, video_to_pixels
+from reelwright.recipe import Recipe
+from reelwright.training.devices import resolve_device
+from reelwright.types import Text, UserError
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+EMPTY = ""  # the caption that stands for 'no caption' in classifier-free guidance
+FIT_CLIPS = 1024  # windows a codec is fitted on at most, evenly taken from the training split
+ENCODE_BATCH = 8
+KEPT_BYTES = 512 << 20
+CHECKED_CLIPS = 16  # windows the codec's round trip is measured on
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class Summary:
+    """What `prepare` did, for people and programs."""
+
+    recipe: Recipe
+    inspection: Inspection
+    manifest: Manifest
+    encoded: int = 0
+    texts: int = 0
+    fitted: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "cache_dir": str(self.recipe.cache_dir),
+            "samples": self.manifest.counts(),
+            "encoded": self.encoded,
+            "reused": len(self.manifest.samples) - self.encoded,
+            "texts_encoded": self.texts,
+            "fitted": self.fitted,
+            "codec_psnr_db": self.manifest.about.get("codec_psnr_db"),
+            "dropped": [{"id": d.id, "reason": d.reason} for d in self.manifest.dropped],
+        }
+
+    def lines(self) -> list[str]:
+        facts = self.to_json()
+        counts = facts["samples"]
+        lines = [f"dropped {d['id']}: {d['reason']}" for d in facts["dropped"]]
+        lines += [f"fitted on the data: {part}" for part in self.fitted]
+        lines.append(
+            f"{facts['cache_dir']}: {counts.get('train', 0)} training and {counts.get('validation', 0)} held-out samples, "
+            f"{counts['dropped']} clips dropped; {self.encoded} encoded now, {facts['reused']} were there; "
+            f"{self.texts} captions encoded now"
+        )
+        if facts["codec_psnr_db"] is not None:
+            lines.append(f"codec round trip: {facts['codec_psnr_db']:.1f} dB PSNR (what the best model could reach)")
+        return lines
+
+
+def prepare(
+    recipe: Recipe, progress: Progress = lambda *_: None, verify: bool = False, refit: bool = False
+) -> Summary:
+    """Bring the cache up to date with the data and the recipe. Safe to kill and to repeat.
+
+    UserError where more clips are lost than data.max_dropped allows. Nothing is ever dropped without its reason.
+    """
+    cache = Cache(recipe.cache_dir)
+    text = _fitted_text(recipe) if not refit else None
+    inspection = inspect(recipe.data, cache, progress=lambda n, total, _: progress("inspecting", n, total), verify=verify)
+    inspection.enforce_max_dropped(recipe.data)
+    frames = _Frames(inspection, recipe.data.fps)
+    fitted: list[str] = []
+
+    codec = None if refit else _fitted_codec(recipe)
+    if codec is None:
+        codec = _fit_codec(recipe, inspection, frames, progress)
+        fitted.append(f"codec {recipe.codec.type}")
+    if text is None:
+        text = _fit_text(recipe, inspection)
+        fitted.append(f"tokenizer of text {recipe.text.type}")
+
+    codec_fingerprint, text_fingerprint = codec.fingerprint(), text.fingerprint()
+    dtype = recipe.data.cache_dtype
+    keys = {
+        sample.index: latent_key(
+            sample.sha256, sample.start_seconds, sample.size, recipe.data.fps, codec_fingerprint, dtype
+        )
+        for sample in inspection.samples
+    }
+    todo = [sample for sample in inspection.samples if not cache.has(keys[sample.index])]
+    encoded = _encode(recipe, codec, cache, frames, todo, keys, progress)
+    captions = {caption for sample in inspection.samples for caption in sample.clip.captions} | {EMPTY}
+    if not isinstance(recipe.train.sample_prompts, int):
+        captions |= set(recipe.train.sample_prompts)
+    texts = _encode_texts(text, text_fingerprint, cache, sorted(captions), progress)
+    cache.pack()
+
+    lost = {item.id for item in frames.dropped}
+    if len(lost) > recipe.data.max_dropped * len({sample.clip.id for sample in inspection.samples}):
+        raise UserError(_too_many_lost(frames.dropped, recipe))
+    samples = tuple(
+        PreparedSample(
+            index=sample.index,
+            clip=sample.clip.id,
+            window=sample.window,
+            start_seconds=sample.start_seconds,
+            captions=sample.clip.captions,
+            split=sample.split,
+            size=sample.size,
+            latent_size=codec.compression.latent_size(sample.size),
+            latent_key=keys[sample.index],
+            text_keys=tuple(text_key(caption, text_fingerprint) for caption in sample.clip.captions),
+        )
+        for sample in inspection.samples
+        if sample.clip.id not in lost
+    )
+    about = {"codec_psnr_db": _codec_psnr(codec, cache, frames, inspection, keys), "text_width": text.width}
+    manifest = Manifest(
+        manifest_key(recipe), samples, (*inspection.dropped, *frames.dropped), codec_fingerprint, text_fingerprint,
+        text_key(EMPTY, text_fingerprint), about,
+    )  # fmt: skip
+    write_manifest(cache, manifest)
+    return Summary(recipe, inspection, manifest, encoded, texts, fitted)
+
+
+def manifest_key(recipe: Recipe) -> str:
+    """Names what `prepare` made for these settings; training looks it up by the same settings."""
+    parts = [recipe.data.plain(), recipe.codec.plain(), recipe.text.plain()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The cache as training reads it."""
+
+    manifest: Manifest
+    cache: Cache
+    training: CachedDataset
+    validation: CachedDataset
+
+    def texts(self, captions: Sequence[str]) -> Text:
+        """Captions that were prepared (the clips' own, the recipe's sample prompts, the empty one), padded."""
+        items = [self.cache.get(text_key(caption, self.manifest.text_fingerprint)) for caption in captions]
+        return pad_texts([item["tokens"] if "tokens" in item else item["embeddings"] for item in items], pad_id=0)
+
+    def sample_prompts(self, recipe: Recipe) -> list[str]:
+        """What the sample videos of a run show: the recipe's prompts, or captions taken evenly from the data."""
+        wanted = recipe.train.sample_prompts
+        if not isinstance(wanted, int):
+            return list(wanted)
+        dataset = self.validation if len(self.validation) else self.training
+        samples = list(dataset.samples.values())
+        chosen = np.unique(np.linspace(0, len(samples) - 1, min(wanted, len(samples))).round().astype(int))
+        return [samples[i].captions[0] for i in chosen]
+
+
+def open_prepared(recipe: Recipe) -> Prepared:
+    """What `prepare` made for this recipe. UserError where it has not been run, or no clip is left to train on."""
+    cache = Cache(recipe.cache_dir)
+    manifest = read_manifest(cache, manifest_key(recipe))
+    training = CachedDataset(cache, manifest, "train")
+    if not len(training):
+        raise UserError(f"data.path = {recipe.data.path}: no clip is left to train on; see: reelwright inspect RECIPE")
+    return Prepared(manifest, cache, training, CachedDataset(cache, manifest, "validation"))
+
+
+class _Frames:
+    """Decoded windows, read ahead by threads; those the codec was fitted on are kept for encoding while they fit."""
+
+    def __init__(self, inspection: Inspection, fps: float) -> None:
+        self._fps = fps
+        self._inspection = inspection
+        self._kept: dict[int, np.ndarray] = {}
+        self._kept_bytes = 0
+        self.dropped: list[Dropped] = []
+
+    def read(self, samples: Sequence[Sample], keep: bool = False) -> Iterator[tuple[Sample, np.ndarray]]:
+        """(sample, uint8 `f h w c`) in order; a clip that does not decode is left out and named in `dropped`."""
+        workers = max(1, min(8, os.cpu_count() or 1))
+        with ThreadPoolExecutor(workers) as pool:
+            ahead: deque[tuple[Sample, Future[np.ndarray]]] = deque()
+            for sample in samples:
+                ahead.append((sample, pool.submit(self._decode, sample)))
+                if len(ahead) > 2 * workers:
+                    yield from self._taken(*ahead.popleft(), keep)
+            while ahead:
+                yield from self._taken(*ahead.popleft(), keep)
+
+    def _decode(self, sample: Sample) -> np.ndarray:
+        kept = self._kept.pop(sample.index, None)
+        if kept is not None:
+            return kept
+        info = self._inspection.info(sample)
+        return read_window(sample.clip.video, sample.size, self._fps, sample.start_seconds, info)
+
+    def _taken(self, sample: Sample, future: Future[np.ndarray], keep: bool) -> Iterator[tuple[Sample, np.ndarray]]:
+        try:
+            frames = future.result()
+        except (BadVideo, OSError) as error:
+            if sample.clip.id not in {item.id for item in self.dropped}:
+                self.dropped.append(Dropped(sample.clip.id, str(error)))
+            return
+        if keep and self._kept_bytes + frames.nbytes <= KEPT_BYTES:
+            self._kept[sample.index] = frames
+            self._kept_bytes += frames.nbytes
+        yield sample, frames
+
+
+def _fitted_codec(recipe: Recipe) -> Any | None:
+    """The codec as fitted before; None where it still has to be."""
+    if recipe.codec.build().needs_fit and not fitted_path(recipe, "codec").exists():
+        return None
+    return build_codec(recipe)
+
+
+def _fitted_text(recipe: Recipe) -> Any | None:
+    if recipe.text.type == "native" and not fitted_path(recipe, "text").exists():
+        return None
+    return build_text(recipe)
+
+
+def _fit_codec(recipe: Recipe, inspection: Inspection, frames: _Frames, progress: Progress) -> Any:
+    """Fit on training windows only: the held-out clips stay unseen."""
+    codec = recipe.codec.build()
+    training = [sample for sample in inspection.samples if sample.split == "train"] or list(inspection.samples)
+    chosen = training[:: -(-len(training) // FIT_CLIPS)]
+
+    def videos() -> Iterator[Tensor]:
+        for number, (_, pixels) in enumerate(frames.read(chosen, keep=True), start=1):
+            progress("fitting the codec", number, len(chosen))
+            yield pixels_to_video(torch.from_numpy(pixels)[None])
+
+    codec.fit(videos())
+    _write(fitted_path(recipe, "codec"), save(codec.state_dict()))
+    return codec
+
+
+def _fit_text(recipe: Recipe, inspection: Inspection) -> Any:
+    text = recipe.text.build()
+    if not text.trainable:
+        return text
+    text.fit(caption for sample in inspection.samples if sample.split == "train" for caption in sample.clip.captions)
+    _write(fitted_path(recipe, "text"), text.tokenizer_json().encode())
+    return text
+
+
+def _encode(
+    recipe: Recipe,
+    codec: Any,
+    cache: Cache,
+    frames: _Frames,
+    todo: Sequence[Sample],
+    keys: dict[int, str],
+    progress: Progress,
+) -> int:
+    """Windows -> latents, in batches of one size; every item is on disk when its batch is done."""
+    device = resolve_device(recipe.train.device)
+    codec.to(device)
+    dtype = DTYPES[recipe.data.cache_dtype]
+    done = 0
+    for size in sorted({sample.size for sample in todo}):
+        of_size = [sample for sample in todo if sample.size == size]
+        for batch in _batched(frames.read(of_size), ENCODE_BATCH):
+            pixels = torch.from_numpy(np.stack([pixels for _, pixels in batch]))
+            with torch.no_grad():
+                posterior = codec.encode(pixels_to_video(pixels).to(device))
+            for row, (sample, _) in enumerate(batch):
+                tensors = {"mean": posterior.mean[row].to(dtype)}
+                if posterior.logvar is not None:
+                    tensors["logvar"] = posterior.logvar[row].to(dtype)
+                cache.put(keys[sample.index], f"latent-{size}", tensors)
+            done += len(batch)
+            progress("encoding", done, len(todo))
+    codec.to("cpu")
+    return done
+
+
+def _encode_texts(text: Any, fingerprint: str, cache: Cache, captions: Sequence[str], progress: Progress) -> int:
+    """Each distinct caption once: token ids of a trainable encoder, embeddings of a frozen one, without padding."""
+    todo = [caption for caption in captions if not cache.has(text_key(caption, fingerprint))]
+    for start in range(0, len(todo), 64):
+        chunk = todo[start : start + 64]
+        tokens = text.tokenize(chunk)
+        encoded = tokens
+        if not text.trainable:
+            with torch.no_grad():
+                encoded = text(tokens)
+        for caption, values, mask in zip(chunk, encoded.values, encoded.mask, strict=True):
+            item = {"tokens": values[mask].int()} if text.trainable else {"embeddings": values[mask].float()}
+            cache.put(text_key(caption, fingerprint), "text", item)
+        progress("captions", start + len(chunk), len(todo))
+    return len(todo)
+
+
+def _codec_psnr(
+    codec: Any, cache: Cache, frames: _Frames, inspection: Inspection, keys: dict[int, str]
+) -> float | None:
+    """Mean PSNR of the codec's round trip over a few windows: what no model trained on these latents can exceed."""
+    samples = list(inspection.samples)[:: max(1, len(inspection.samples) // CHECKED_CLIPS)][:CHECKED_CLIPS]
+    values = []
+    for sample, pixels in frames.read(samples):
+        with torch.no_grad():
+            decoded = video_to_pixels(codec.decode(cache.get(keys[sample.index])["mean"][None].float()))[0]
+        values.append(psnr(decoded.numpy(), pixels))
+    finite = [value for value in values if np.isfinite(value)]
+    return round(float(np.mean(finite)), 2) if finite else None
+
+
+def _too_many_lost(dropped: Sequence[Dropped], recipe: Recipe) -> str:
+    reasons = "\n  ".join(f"{item.id}: {item.reason}" for item in dropped[:10])
+    return (
+        f"{len(dropped)} clips that seemed sound could not be decoded, more than data.max_dropped = "
+        f"{recipe.data.max_dropped} allows:\n  {reasons}\nMend or remove them, or raise data.max_dropped"
+    )
+
+
+def _batched(items: Iterable[Any], count: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == count:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, data)

@@ -1,0 +1,84 @@
+"""Videos and prompts spoilt on purpose. A score that does not fall on them measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from reelwright.shapes.sampling import choose, scene_generator
+from reelwright.shapes.world import Prompt, Scene
+
+
+def frozen(video: np.ndarray, seed: int) -> np.ndarray:
+    """The first frame, repeated."""
+    return np.repeat(video[:1], len(video), axis=0)
+
+
+def reversed_in_time(video: np.ndarray, seed: int) -> np.ndarray:
+    return video[::-1].copy()
+
+
+def frame_shuffled(video: np.ndarray, seed: int) -> np.ndarray:
+    """The same frames in a random order."""
+    return video[np.argsort(scene_generator("frame order", seed).random(len(video)))]
+
+
+def blank(video: np.ndarray, seed: int) -> np.ndarray:
+    """Every pixel the video's median colour."""
+    return np.broadcast_to(np.median(video, axis=(0, 1, 2)).astype(np.uint8), video.shape).copy()
+
+
+def noise(video: np.ndarray, seed: int) -> np.ndarray:
+    """Uniform noise."""
+    return (scene_generator("noise", seed).random(video.shape) * 256).astype(np.uint8)
+
+
+CONTROLS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "frozen": frozen,
+    "reversed": reversed_in_time,
+    "frame-shuffled": frame_shuffled,
+    "blank": blank,
+    "noise": noise,
+}
+
+
+def shuffled_captions(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
+    """The same prompts in a random order in which each one states something else than the one it replaces.
+
+    Video i, made from prompts[i], is then scored against the result's i-th: what chance alone gives. ValueError where
+    there is no such order.
+    """
+    rng = scene_generator("caption order", seed)
+    order = np.argsort(rng.random(len(prompts))).tolist()
+
+    def clashes(i: int, j: int) -> bool:
+        return prompts[i].stated == prompts[j].stated
+
+    for i in range(len(prompts)):
+        if not clashes(i, order[i]):
+            continue
+        partners = [j for j in range(len(prompts)) if not clashes(i, order[j]) and not clashes(j, order[i])]
+        if not partners:
+            raise ValueError(f"{len(prompts)} prompts are too alike to be shuffled; take more different ones")
+        j = choose(rng, partners)
+        order[i], order[j] = order[j], order[i]
+    return [prompts[i] for i in order]
+
+
+def nearest_training_scenes(prompts: Sequence[Prompt], training: Sequence[Scene], seed: int) -> list[Scene]:
+    """For each prompt a training scene that agrees with it in the most stated factors: what retrieval would show.
+
+    Ties are broken by the seed.
+    """
+    shown = [scene.objects[0].factors for scene in training]
+    chosen: dict[tuple, list[int]] = {}
+    result = []
+    for index, prompt in enumerate(prompts):
+        if prompt.stated not in chosen:
+            wanted = prompt.stated[0].stated()
+            agreement = [sum(getattr(f, name) == value for name, value in wanted.items()) for f in shown]
+            most = max(agreement)
+            chosen[prompt.stated] = [i for i, agreed in enumerate(agreement) if agreed == most]
+        result.append(training[choose(scene_generator("nearest", seed, index), chosen[prompt.stated])])
+    return result

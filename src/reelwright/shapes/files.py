@@ -1,0 +1,139 @@
+"""A collection of captioned clips on disk, with the full state of every clip beside it.
+
+OUT/videos/00000.mp4 ...    the clips
+OUT/captions.json           {"00000.mp4": "a red circle moves left", ...}
+OUT/scenes.json             the settings and every clip's scene, written first: it tells whose folder this is
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reelwright.shapes.captions import caption
+from reelwright.shapes.renderer import render
+from reelwright.shapes.sampling import scene_generator
+from reelwright.shapes.splits import training_scenes
+from reelwright.shapes.world import TRACKS, Factors, MovingObject, Prompt, Scene
+from reelwright.types import Size, UsageError
+
+SCENES_FILE = "scenes.json"
+CAPTIONS_FILE = "captions.json"
+VIDEOS_FOLDER = "videos"
+
+
+def training_prompts(n: int, seed: int, track: str = "s1", duration_seconds: float = 2.0) -> list[Prompt]:
+    """Training scenes with their captions. Prompt i depends on (track, seed, i) alone."""
+    scenes = training_scenes(n, seed, track, duration_seconds)
+    return [caption(scene, scene_generator("caption", track, seed, i)) for i, scene in enumerate(scenes)]
+
+
+def write_collection(
+    out: Path,
+    clips: int,
+    seed: int,
+    track: str,
+    size: Size,
+    fps: float,
+    write_video: Callable[[Path, np.ndarray, float], None],
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Render a training collection into the folder `out`; returns how many clips had to be rendered.
+
+    `write_video(path, frames uint8 f h w c, fps)` writes one file; `progress(done, total)` is called after each clip.
+    The same call again renders what is missing and nothing else. UsageError if the folder holds anything else.
+    """
+    if clips < 1:
+        raise UsageError(f"clips = {clips}: a collection has at least one clip")
+    if track not in TRACKS:
+        raise UsageError(f"track = '{track}' is not known; use one of {', '.join(TRACKS)}")
+    if fps <= 0:
+        raise UsageError(f"fps = {fps} must be positive")
+    settings = {"clips": clips, "seed": seed, "track": track, "size": list(size.tuple), "fps": float(fps)}
+    digits = max(5, len(str(clips - 1)))
+    drawn = training_prompts(clips, seed, track, size.frames / fps)
+    prompts = {f"{i:0{digits}}.mp4": prompt for i, prompt in enumerate(drawn)}
+    _claim(out, settings, prompts)
+
+    videos = out / VIDEOS_FOLDER
+    videos.mkdir(exist_ok=True)
+    rendered = 0
+    for done, (name, prompt) in enumerate(prompts.items(), start=1):
+        if not (videos / name).is_file():
+            # A kill in mid-write must not leave half a clip under a clip's name.
+            partial = videos / f".partial-{name}"
+            write_video(partial, render(prompt.scene, size, fps), fps)
+            partial.replace(videos / name)
+            rendered += 1
+        if progress is not None:
+            progress(done, clips)
+    _write(out / CAPTIONS_FILE, json.dumps({name: prompt.caption for name, prompt in prompts.items()}, indent=1))
+    return rendered
+
+
+def read_scenes(path: Path) -> dict[str, Prompt]:
+    """Captions and scenes by file name, from a collection's folder or its scenes.json."""
+    return {name: _prompt_from(entry) for name, entry in _read(path)["clips"].items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    file = path / SCENES_FILE if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content["clips"], content["settings"]  # noqa: B018  (a KeyError or TypeError tells that it is another file)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file}: not the scenes file of a shapes collection ({error!r})") from None
+    return content
+
+
+def _claim(out: Path, settings: dict[str, Any], prompts: dict[str, Prompt]) -> None:
+    """Make the folder with its scenes file, or make sure that an existing one is this very collection."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: is a file, a collection is a folder; name another one")
+    clips = {name: asdict(prompt) for name, prompt in prompts.items()}
+    content = json.dumps({"settings": settings, "clips": clips}, indent=1)
+    file = out / SCENES_FILE
+    if file.exists():
+        found = _read(file)
+        if found == json.loads(content):
+            return
+        differing = [
+            f"{key} {value!r} (there: {found['settings'].get(key)!r})"
+            for key, value in settings.items()
+            if found["settings"].get(key) != value
+        ]
+        what = ", ".join(differing) or "drawn by another version of the program"
+        raise UsageError(f"{out}: holds another collection: {what}; name another folder or delete this one")
+    if out.exists() and any(not entry.name.endswith(".partial") for entry in out.iterdir()):
+        raise UsageError(f"{out}: holds files that are no shapes collection; name a new or empty folder")
+    out.mkdir(parents=True, exist_ok=True)
+    _write(file, content)
+
+
+def _write(file: Path, text: str) -> None:
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+def _prompt_from(entry: dict[str, Any]) -> Prompt:
+    scene = entry["scene"]
+    objects = tuple(
+        MovingObject(
+            factors=Factors(**moving["factors"]),
+            start=(moving["start"][0], moving["start"][1]),
+            velocity=(moving["velocity"][0], moving["velocity"][1]),
+            radius=moving["radius"],
+            growth=moving["growth"],
+            angle=moving["angle"],
+            spin=moving["spin"],
+        )
+        for moving in scene["objects"]
+    )
+    stated = tuple(Factors(**factors) for factors in entry["stated"])
+    return Prompt(entry["caption"], stated, Scene(objects, scene["background"], scene["duration_seconds"]))

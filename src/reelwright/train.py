@@ -1,0 +1,359 @@
+"""Recipe -> run directory: one straight loop. The same command again resumes."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reelwright.bundle import DenoisingLoss, build_bundle, draw
+from reelwright.config import to_yaml
+from reelwright.data.buckets import BucketSampler
+from reelwright.generate import Compute, decode_latents, sample_latents
+from reelwright.heldout import held_out_loss
+from reelwright.prepare import Prepared, open_prepared, prepare
+from reelwright.randomness import derive_seed
+from reelwright.recipe import MAY_CHANGE, Recipe
+from reelwright.report.run_page import write_run_page
+from reelwright.run import RunDirectory, compare_recipes
+from reelwright.training import checkpoint as checkpoints
+from reelwright.training.checkpoint import TrainState
+from reelwright.training.devices import autocast, make_accelerator, resolve_device, resolve_precision
+from reelwright.training.ema import EMA
+from reelwright.training.optim import (
+    build_optimizer,
+    learning_rate,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from reelwright.training.tracker import Trackers
+from reelwright.types import Bundle, UsageError, UserError
+from reelwright.video.sheet import contact_sheet
+from reelwright.video.write import write_video
+
+OnStep = Callable[[int, int, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended. `interrupted` names the signal that stopped it, after a save."""
+
+    run_dir: Path
+    step: int
+    interrupted: str | None = None
+
+
+def train(
+    recipe: Recipe,
+    on_step: OnStep | None = None,
+    on_prepare: Callable[[str, int, int], None] = lambda *_: None,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Train, or go on training, what the recipe says, bringing the cache up to date first.
+
+    Everything a run leaves is in its run directory; the lock on it is held throughout.
+    """
+    recipe = settle(recipe)
+    check_same_run(recipe)
+    config = recipe.train
+    device = resolve_device(config.device)
+    accelerator = make_accelerator(device, config.precision)
+    device = accelerator.device
+    main = accelerator.is_main_process
+    micro_batch = _micro_batch(config.micro_batch, config.batch_size, accelerator.num_processes)
+    run = RunDirectory.create(recipe.run_dir)
+    with run.lock() if main else nullcontext(), stop_signals() as stop:
+        log = _logger(run, say) if main else (lambda _: None)
+        if main:
+            for line in prepare(recipe, on_prepare).lines():
+                log(line)
+        accelerator.wait_for_everyone()
+        prepared = open_prepared(recipe)
+        training, validation = prepared.training, prepared.validation
+        steps = config.steps or math.ceil((config.epochs or 0) * len(training) / config.batch_size)
+        if main:
+            checkpoints.remove_unfinished(run.checkpoints)
+            run.write_recipe(recipe.plain())
+
+        # -- the model, its optimizer and what a checkpoint says of them
+        bundle = build_bundle(recipe, frozen_text_width=prepared.manifest.about["text_width"])
+        loss_module = DenoisingLoss(bundle).to(device)
+        optimizer = build_optimizer(loss_module, config)
+        ema = EMA(loss_module, config.ema) if config.ema is not None else None
+        state = TrainState()
+        resumed = checkpoints.newest_valid(run.checkpoints, log)
+        if resumed is not None:
+            state = restore(resumed, loss_module, optimizer, ema)
+            log(f"resuming from {resumed.name}")
+        run.rewind(state.step)
+        if config.compile:
+            bundle.denoiser.compile_blocks()  # pyright: ignore[reportCallIssue]
+        model, optimizer = accelerator.prepare(loss_module, optimizer)
+        if state.scaler and accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state.scaler)
+
+        sampler = BucketSampler(training.buckets(), config.batch_size, recipe.seed)
+        trackers = Trackers(config, run.path, state.step, recipe.plain()) if main else None
+        shard = slice(accelerator.process_index, None, accelerator.num_processes)
+        parameters = sum(p.numel() for p in loss_module.parameters())
+        accumulation = math.ceil(config.batch_size / accelerator.num_processes / micro_batch)
+        log(
+            f"{parameters:,} parameters on {device} in {config.precision}; {len(training)} training samples, "
+            f"{len(validation)} held out; batch {config.batch_size} = {accelerator.num_processes} processes x "
+            f"micro-batch {micro_batch} x {accumulation} accumulated; {steps} steps"
+        )
+
+        def record(figures: dict[str, Any]) -> None:
+            if main and trackers:
+                run.append_metrics({"step": state.step, **figures})
+                trackers.write(state.step, figures)
+
+        started, session_seconds, clock = state.step, 0.0, time.perf_counter()
+        while state.step < steps and not stop:
+            # -- one optimizer step over batch_size samples of one bucket
+            torch.manual_seed(derive_seed(recipe.seed, "step", state.step, accelerator.process_index))
+            rate = learning_rate(config, state.step, steps)
+            set_learning_rate(optimizer, rate)
+            _, items = sampler.batch(state.step)
+            mine = items[shard]
+            step_loss = torch.zeros((), device=device)
+            model.train()
+            for start in range(0, len(mine), micro_batch):
+                last = start + micro_batch >= len(mine)
+                batch = training.load(mine[start : start + micro_batch], recipe.seed, config.caption_dropout)
+                drawn = draw(batch, bundle.objective, recipe.seed)
+                with nullcontext() if last else accelerator.no_sync(model):
+                    with accelerator.autocast():
+                        losses = model(
+                            drawn.latents.to(device), drawn.noise.to(device), drawn.t.to(device), batch.text.to(device)
+                        )
+                    # a mean over the samples of the whole step; DDP averages over processes, hence their number
+                    share = losses.sum() * (accelerator.num_processes / config.batch_size)
+                    accelerator.backward(share)
+                step_loss += share.detach()
+            norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
+            loss_value = accelerator.reduce(step_loss, reduction="mean").item()
+            refuse_non_finite(state.step, loss_value, float(norm), accelerator.scaler, items)
+            optimizer.step()
+            optimizer.zero_grad()
+            state.step += 1
+            if ema is not None:
+                ema.update(state.step)
+            state.loss_sum += loss_value
+            state.loss_count += 1
+            session_seconds += time.perf_counter() - clock
+            state.seconds += time.perf_counter() - clock
+            clock = time.perf_counter()
+
+            # -- figures, held-out loss, samples, checkpoint
+            done = state.step == steps or bool(stop)
+            if state.step % config.log_every == 0 or state.step == steps:
+                speed = (state.step - started) * config.batch_size / session_seconds
+                mean_loss = state.loss_sum / state.loss_count
+                state.loss_sum, state.loss_count = 0.0, 0
+                record({
+                    "loss": mean_loss,
+                    "learning_rate": rate,
+                    "grad_norm": float(norm),
+                    "samples_per_second": round(speed, 3),
+                    "seconds": round(state.seconds, 3),
+                })
+            if on_step and main:
+                on_step(state.step, steps, {"loss": loss_value})
+            if _due(config.evaluate_every, state.step, steps) and main:
+                with ema.applied() if ema else nullcontext(), autocast(device, config.precision):
+                    figures = held_out_loss(
+                        loss_module, validation if len(validation) else training, device,
+                        config.evaluate_samples, config.evaluate_times, config.batch_size,
+                    )  # fmt: skip
+                record(figures)
+                if config.track_best and (state.best_loss is None or figures["heldout_loss"] < state.best_loss):
+                    state.best_loss, state.best_step = figures["heldout_loss"], state.step
+            if (_due(config.sample_every, state.step, steps) or state.step == steps) and main:
+                with ema.applied() if ema else nullcontext():
+                    write_samples(run, recipe, bundle, loss_module, prepared, state.step, device)
+            if (state.step % config.save_every == 0 or done or state.best_step == state.step) and main:
+                state.scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
+                save_run(run, recipe, state, bundle, loss_module, optimizer, ema)
+            clock = time.perf_counter()
+            accelerator.wait_for_everyone()
+
+        if trackers:
+            trackers.close()
+        if main:
+            write_run_page(run)
+            log(f"stopped by {stop[0]} at step {state.step}; the same command goes on" if stop else
+                f"done: {state.step} steps in {state.seconds:.0f} s; report: {run.report_path}")
+        accelerator.free_memory()
+        return Outcome(run.path, state.step, stop[0] if stop else None)
+
+
+def settle(recipe: Recipe) -> Recipe:
+    """The recipe with every `auto` decided. A run that exists keeps what it decided then."""
+    train = recipe.train
+    saved = _saved_recipe(recipe.run_dir)
+    device = resolve_device(train.device)
+    decided: dict[str, Any] = {}
+    if train.device == "auto":
+        decided["device"] = saved.train.device if saved else device.type
+    if train.precision == "auto":
+        decided["precision"] = saved.train.precision if saved else resolve_precision("auto", device)
+    else:
+        resolve_precision(train.precision, device)
+    return recipe.model_copy(update={"train": train.model_copy(update=decided)})
+
+
+def _saved_recipe(run_dir: Path) -> Recipe | None:
+    run = RunDirectory(run_dir)
+    return Recipe.load(run.recipe_path) if run.exists() else None
+
+
+def check_same_run(recipe: Recipe) -> None:
+    """UsageError where the run directory holds a run of another recipe: it shows the difference and the ways out."""
+    saved = _saved_recipe(recipe.run_dir)
+    if saved is None:
+        return
+    differences = compare_recipes(saved.plain(), recipe.plain(), MAY_CHANGE)
+    if differences:
+        raise UsageError(
+            f"{recipe.run_dir} holds a run of another recipe:\n  "
+            + "\n  ".join(str(difference) for difference in differences)
+            + "\nTo train this one from the start: another run_dir=...; to go on from that run's weights in a new "
+            f"directory: run_dir=NEW_DIR --fork {recipe.run_dir}; to go on with that run: take the changes back"
+        )
+
+
+def fork_run(recipe: Recipe, source: Path) -> None:
+    """Start the recipe's new run directory from the newest valid checkpoint of the run `source`.
+
+    UsageError where the new directory holds a run already or `source` has no checkpoint.
+    """
+    run, origin = RunDirectory(recipe.run_dir), RunDirectory.open(source)
+    if run.exists():
+        raise UsageError(f"--fork {source}: {run.path} holds a run already; give a new one with run_dir=NEW_DIR")
+    newest = checkpoints.newest_valid(origin.checkpoints)
+    if newest is None:
+        raise UsageError(f"--fork {source}: it has no usable checkpoint to go on from")
+    run = RunDirectory.create(recipe.run_dir)
+    shutil.copytree(newest, run.checkpoints / newest.name)
+    run.write_recipe(settle(recipe).plain())
+    run.log(f"forked from {newest}")
+
+
+def restore(path: Path, module: DenoisingLoss, optimizer: Any, ema: EMA | None) -> TrainState:
+    """Load everything a checkpoint holds into the live objects; UserError names a tensor that is missing."""
+    loaded = checkpoints.load_checkpoint(path)
+    try:
+        module.load_state_dict(loaded.tensors["model"])
+        load_optimizer_tensors(module, optimizer, loaded.tensors["optimizer"])
+        if ema is not None:
+            ema.load_tensors(loaded.tensors["ema"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path} does not fit its own recipe: {error}") from None
+    return loaded.state
+
+
+def save_run(
+    run: RunDirectory, recipe: Recipe, state: TrainState, bundle: Bundle, module: DenoisingLoss, optimizer: Any,
+    ema: EMA | None,
+) -> None:
+    """One checkpoint with everything needed to resume or to generate, then verify it, then prune older ones."""
+    plain_optimizer = getattr(optimizer, "optimizer", optimizer)
+    tensors = {"model": module.state_dict(), "optimizer": optimizer_tensors(module, plain_optimizer)}
+    if ema is not None:
+        tensors["ema"] = ema.tensors()
+    texts = {"recipe.yaml": to_yaml(recipe.plain())}
+    if bundle.codec.needs_fit:
+        tensors["codec"] = bundle.codec.state_dict()
+    if module.text is not None:
+        texts["tokenizer.json"] = module.text.tokenizer_json()  # pyright: ignore[reportCallIssue]
+    path = checkpoints.save_checkpoint(run.checkpoints, state, tensors, texts)
+    checkpoints.verify_checkpoint(path)
+    checkpoints.prune(run.checkpoints, recipe.train.keep_checkpoints, state.best_step)
+
+
+def write_samples(
+    run: RunDirectory, recipe: Recipe, bundle: Bundle, module: DenoisingLoss, prepared: Prepared, step: int,
+    device: torch.device,
+) -> None:
+    """Videos of the sample prompts with the weights in place, and their contact sheet, into samples/."""
+    prompts = prepared.sample_prompts(recipe)
+    compute = Compute(device, recipe.train.precision)
+    latent_size = bundle.codec.compression.latent_size(recipe.size)
+    module.eval()
+    with torch.no_grad(), autocast(device, compute.precision):
+        cond = module.condition(prepared.texts(prompts).to(device))
+        uncond = module.condition(prepared.texts([""] * len(prompts)).to(device))
+    latents = sample_latents(
+        bundle, cond, uncond, latent_size, [recipe.seed] * len(prompts), recipe.sampling, compute
+    )
+    videos = decode_latents(bundle, latents, compute)
+    name = checkpoints.name_of(step)
+    for number, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
+        facts = {"prompt": prompt, "seed": recipe.seed, "step": step, **recipe.sampling.plain()}
+        write_video(run.sample_path(step, number), video, recipe.data.fps, facts)
+    contact_sheet(list(videos), prompts, run.samples / f"{name}.png")
+
+
+def refuse_non_finite(step: int, loss: float, norm: float, scaler: Any, items: Sequence[tuple[int, int]]) -> None:
+    """Stop before a non-finite loss or gradient reaches the weights; name the step and its samples."""
+    if math.isfinite(loss) and (math.isfinite(norm) or scaler is not None):  # the fp16 scaler skips such a step itself
+        return
+    samples = ", ".join(str(index) for index, _ in items[:8])
+    raise UserError(
+        f"step {step + 1}: loss = {loss}, gradient norm = {norm}; the weights were not changed and nothing was saved. "
+        f"Samples of this step: {samples}. Ways out: a lower train.learning_rate, train.precision=fp32, "
+        "a longer train.warmup_steps"
+    )
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[str]]:
+    """Collects the names of signals that ask a run to stop; it then stops within one step and a save."""
+    received: list[str] = []
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+    def note(number: int, _: Any) -> None:
+        received.append(signal.Signals(number).name)
+
+    try:
+        before = {number: signal.signal(number, note) for number in signals}
+    except ValueError:  # not the main thread: whoever started it stops it
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _due(every: int, step: int, steps: int) -> bool:
+    return bool(every) and (step % every == 0 or step == steps)
+
+
+def _micro_batch(wanted: int | str, batch_size: int, processes: int) -> int:
+    if batch_size % processes:
+        raise UsageError(
+            f"train.batch_size = {batch_size}: must be a multiple of the {processes} processes; "
+            f"use {batch_size // processes * processes or processes} or {(batch_size // processes + 1) * processes}"
+        )
+    share = batch_size // processes
+    return share if wanted == "auto" else min(int(wanted), share)
+
+
+def _logger(run: RunDirectory, say: Callable[[str], None]) -> Callable[[str], None]:
+    def log(message: str) -> None:
+        run.log(message)
+        say(message)
+
+    return log

@@ -1,0 +1,100 @@
+import math
+
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+from reelwright.diffusion.schedule import (
+    SCHEDULES,
+    FlowSchedule,
+    TableSchedule,
+    build_schedule,
+    rescale_to_zero_terminal_snr,
+)
+
+DIFFUSERS_BETAS = {
+    "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
+    "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+}
+GRID = torch.arange(1, 1001, dtype=torch.float64) / 1000
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+@pytest.mark.parametrize("kind", DIFFUSERS_BETAS)
+def test_tables_are_those_of_diffusers(kind, zero_terminal_snr):
+    theirs = DDIMScheduler(1000, rescale_betas_zero_snr=zero_terminal_snr, **DIFFUSERS_BETAS[kind]).alphas_cumprod
+    ours = build_schedule(kind, zero_terminal_snr=zero_terminal_snr).alpha(GRID) ** 2
+    assert (ours - theirs.double()).abs().max() < 5e-6  # their float32 products of 1000 factors are off by this much
+    assert (ours[-1] == 0) == zero_terminal_snr
+
+
+@pytest.mark.parametrize("steps", [500, 1000, 4000])
+def test_the_linear_table_at_its_entries_is_the_product_of_its_alphas(steps):
+    alpha_bar = 1.0
+    schedule = build_schedule("linear", steps=steps)
+    for i in range(steps):
+        alpha_bar *= 1 - (1e-4 + (0.02 - 1e-4) * i / (steps - 1))
+        if i % 97 == 0 or i == steps - 1:
+            t = torch.tensor((i + 1) / steps, dtype=torch.float64)
+            assert schedule.alpha(t).item() == pytest.approx(math.sqrt(alpha_bar), rel=1e-11)
+            assert schedule.sigma(t).item() == pytest.approx(math.sqrt(1 - alpha_bar), rel=1e-11)
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_every_schedule_goes_from_data_to_noise(kind, zero_terminal_snr):
+    schedule = build_schedule(kind, zero_terminal_snr=zero_terminal_snr)
+    t = torch.linspace(0, 1, 7919, dtype=torch.float64)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    assert alpha.dtype == sigma.dtype == torch.float64
+    assert (alpha[0], sigma[0]) == (1, 0)
+    assert (alpha.diff() < 0).all() and (sigma.diff() > 0).all()
+    assert alpha[-1] <= 0.07 and sigma[-1] >= 0.99
+    if schedule.variance_preserving:
+        torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(t), rtol=0, atol=1e-14)
+    else:
+        torch.testing.assert_close(alpha + sigma, torch.ones_like(t), rtol=0, atol=1e-14)
+
+
+def test_alpha_is_exactly_zero_at_the_end_where_it_is_said_to_be():
+    one = torch.ones(1)
+    for schedule in [FlowSchedule(3.0), *(build_schedule(k, zero_terminal_snr=True) for k in DIFFUSERS_BETAS)]:
+        assert schedule.alpha(one).item() == 0 and schedule.sigma(one).item() == 1
+
+
+def test_the_shift_moves_times_towards_noise():
+    schedule = FlowSchedule(3.0)
+    assert schedule.sigma(torch.tensor([0.25, 0.5])).tolist() == pytest.approx([0.5, 0.75])
+
+
+def test_an_interpolated_time_lies_between_its_entries():
+    schedule = build_schedule("cosine", steps=10)
+    t = torch.tensor([0.3, 0.37, 0.4], dtype=torch.float64)
+    left, middle, right = schedule.alpha(t).tolist()
+    assert middle == pytest.approx(left + 0.7 * (right - left), abs=1e-14)
+
+
+def test_times_of_any_shape_and_dtype():
+    schedule = build_schedule("scaled_linear")
+    t = torch.rand(2, 3, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    assert schedule.alpha(t).shape == (2, 3)
+    torch.testing.assert_close(schedule.alpha(t), schedule.alpha(t.double()))
+
+
+@pytest.mark.parametrize("t", [-0.1, 1.0001, float("nan")])
+@pytest.mark.parametrize("kind", ["linear", "flow"])
+def test_a_time_outside_the_unit_interval_is_refused(kind, t):
+    with pytest.raises(ValueError, match=r"times lie in \[0, 1\]"):
+        build_schedule(kind).sigma(torch.tensor([0.5, t]))
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="'karras': unknown; use one of linear, scaled_linear, cosine, flow"):
+        build_schedule("karras")
+    with pytest.raises(ValueError, match="shift = 0.0"):
+        FlowSchedule(0.0)
+    with pytest.raises(ValueError, match="fall strictly"):
+        TableSchedule(torch.tensor([0.9, 0.95, 0.1]))
+    with pytest.raises(ValueError, match="schedule_steps = 1"):
+        rescale_to_zero_terminal_snr(torch.tensor([0.5]))
