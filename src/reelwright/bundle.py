@@ -83,7 +83,7 @@ def fitted_path(recipe: Recipe, part: str) -> Path:
 
 def build_codec(recipe: Recipe, tensors: dict[str, Tensor] | None = None) -> Any:
     """The recipe's codec with its fitted buffers (from `tensors`, else from the cache)."""
-    codec = recipe.codec.build()
+    codec: Any = recipe.codec.build()
     if codec.needs_fit:
         if tensors is None:
             tensors = _read_fitted(recipe, "codec")
@@ -93,7 +93,7 @@ def build_codec(recipe: Recipe, tensors: dict[str, Tensor] | None = None) -> Any
 
 def build_text(recipe: Recipe, tokenizer: str | None = None) -> Any:
     """The recipe's text encoder; a trainable one with its fitted tokenizer (from `tokenizer`, else from the cache)."""
-    text = recipe.text.build()
+    text: Any = recipe.text.build()
     if text.trainable:
         text.load_tokenizer(tokenizer if tokenizer is not None else _read_fitted(recipe, "text"))
     return text

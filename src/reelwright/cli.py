@@ -58,7 +58,9 @@ def main() -> None:
 
 
 @app.callback()
-def _global(version: Annotated[bool, typer.Option("--version", help="print the version", is_eager=True)] = False) -> None:
+def _global(
+    version: Annotated[bool, typer.Option("--version", help="print the version", is_eager=True)] = False,
+) -> None:
     if version:
         from reelwright import __version__
 
@@ -69,12 +71,12 @@ def _global(version: Annotated[bool, typer.Option("--version", help="print the v
 @app.command()
 def demo(
     out: Annotated[Path, typer.Argument(help="folder for clips, cache, run and report")] = Path("demo"),
-    minutes: Annotated[float, typer.Option(help="wall clock the training may take")] = 5.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="training steps; more follow prompts better")] = None,
 ) -> None:
     """The whole chain on rendered clips, offline, in minutes; ends with a report page."""
     from reelwright.demo import run_demo
 
-    run_demo(out, minutes)
+    run_demo(out, steps)
 
 
 @app.command()
@@ -118,17 +120,19 @@ def inspect(
     as_json: JsonFlag = False,
 ) -> None:
     """What would be used and dropped, and why. Nothing is written but the page."""
-    from reelwright.inspection import inspect_data, write_page
+    from reelwright.inspect import data_config, inspect_data, write_page
 
     with Progress(quiet=as_json) as progress:
-        inspection = inspect_data(data, overrides or [], progress)
+        config = data_config(data, overrides or [])
+        inspection = inspect_data(config, progress)
+        if html:
+            write_page(inspection, config.fps, html, progress)
     if as_json:
         print(json.dumps(inspection.to_json(), indent=1))
     else:
         for line in inspection.table():
             print(line)
     if html:
-        write_page(inspection, html)
         print(f"page: {html}", file=sys.stderr)
 
 
@@ -275,5 +279,3 @@ def evaluate(
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
         print(f"scores: {json_path}")
-
-

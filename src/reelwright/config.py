@@ -51,8 +51,13 @@ class Config(BaseModel):
         path.write_text(to_yaml(self.plain()), encoding="utf-8")
 
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes the strings `_Loader` would read as numbers."""
+
+
 def to_yaml(values: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=110)
+    """Text from which `parse_yaml` reads the same values."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 class _Loader(yaml.SafeLoader):
@@ -71,16 +76,19 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=deep)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' appears twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' appears twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -153,7 +161,9 @@ def _explain(cls: type[BaseModel], item: Any) -> str:
         known = sorted(owner.model_fields) if owner else []
         similar = nearest(location[-1], known)
         group = ".".join(path[:-1]) or "the top level"
-        hint = f"did you mean {' or '.join(repr(s) for s in similar)}?" if similar else f"known keys: {', '.join(known)}"
+        hint = (
+            f"did you mean {' or '.join(repr(s) for s in similar)}?" if similar else f"known keys: {', '.join(known)}"
+        )
         return f"unknown key '{'.'.join(path)}' in {group}; {hint}"
     if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
         expected = str(item["ctx"].get("expected_tags", "")).replace("'", "")

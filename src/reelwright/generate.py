@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from reelwright.models.codec import video_to_pixels
 from reelwright.randomness import keyed_generator, keyed_normal
 from reelwright.recipe import SamplingConfig
 from reelwright.training.config import Precision
-from reelwright.training.devices import autocast
+from reelwright.training.devices import autocast, resolve_device, resolve_precision
 from reelwright.types import Bundle, Size, Text, UsageError
 from reelwright.video.sheet import contact_sheet
 from reelwright.video.write import write_video
@@ -35,6 +35,14 @@ class Compute:
     device: torch.device
     precision: Precision = "fp32"
     offload: bool = False
+
+    @classmethod
+    def resolve(cls, device: str, precision: str, offload: bool) -> Compute:
+        """From the command line's words. UsageError where they are unknown or not to be had here."""
+        if precision not in get_args(Precision):
+            raise UsageError(f"--precision {precision}: not one of {', '.join(get_args(Precision))}")
+        where = resolve_device(device)
+        return cls(where, resolve_precision(cast(Precision, precision), where), offload)
 
 
 def encode_prompts(bundle: Bundle, prompts: Sequence[str], compute: Compute) -> Text:
@@ -52,8 +60,8 @@ def encode_prompts(bundle: Bundle, prompts: Sequence[str], compute: Compute) -> 
 @torch.no_grad()
 def sample_latents(
     bundle: Bundle,
-    cond: Text,
-    uncond: Text,
+    positive: Text,
+    negative: Text,
     latent_size: Size,
     seeds: Sequence[int],
     sampling: SamplingConfig,
@@ -69,13 +77,18 @@ def sample_latents(
     def draw_noise() -> Tensor:
         return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
 
-    def denoiser(x_t: Tensor, t: Tensor, text: Text) -> Tensor:
+    def denoiser(x_t: Tensor, t: Tensor, cond: Text) -> Tensor:
         with autocast(device, compute.precision):
-            return bundle.denoiser(x_t, t, text).float()
+            return bundle.denoiser(x_t, t, cond).float()
 
     _place(bundle.denoiser, device)
     predict = guided(
-        denoiser, cond, uncond, sampling.guidance, rescale=sampling.guidance_rescale, interval=sampling.guidance_interval
+        denoiser,
+        positive,
+        negative,
+        sampling.guidance,
+        rescale=sampling.guidance_rescale,
+        interval=sampling.guidance_interval,
     )
     denoise = make_denoise(predict, bundle.objective)
     times = sample_times(sampling.steps, grid=bundle.objective.schedule.grid)
@@ -170,16 +183,24 @@ class Request:
 
 
 def run_generate(
-    model: LoadedModel, request: Request, out: Path, suffix: str, compute: Compute, on_step: Progress | None = None
+    model: LoadedModel,
+    request: Request,
+    out: Path,
+    suffix: str | None,
+    compute: Compute,
+    on_step: Progress | None = None,
 ) -> list[Path]:
     """Make and write every video asked for, a recipe in each, and a contact sheet where there are several.
 
-    `out` is a file where one video is asked for (or a name to number from), else a folder.
+    `out` is a file where one video is asked for (or a name to number from), else a folder of mp4s or what `suffix`
+    says. One video at a time, so that a seed gives the same frames whatever else is asked for beside it.
     """
     size, sampling = request.size(model), request.sampling(model)
     fps = request.fps or model.recipe.data.fps
     jobs = [(prompt, request.seed + n) for prompt in request.prompts for n in range(request.num_videos)]
-    paths = output_paths(out, suffix, jobs)
+    if suffix and out.suffix and out.suffix != f".{suffix}":
+        raise UsageError(f"--format {suffix} contradicts --out {out}; leave one of them out")
+    paths = output_paths(out, suffix or "mp4", jobs)
     videos = generate_videos(
         model.bundle,
         [prompt for prompt, _ in jobs],
@@ -188,6 +209,7 @@ def run_generate(
         sampling,
         compute,
         request.negative_prompt,
+        batch_size=1,
         on_step=on_step,
     )
     for (prompt, seed), video, path in zip(jobs, videos, paths, strict=True):

@@ -68,7 +68,8 @@ class Summary:
         lines = [f"dropped {d['id']}: {d['reason']}" for d in facts["dropped"]]
         lines += [f"fitted on the data: {part}" for part in self.fitted]
         lines.append(
-            f"{facts['cache_dir']}: {counts.get('train', 0)} training and {counts.get('validation', 0)} held-out samples, "
+            f"{facts['cache_dir']}: {counts.get('train', 0)} training and "
+            f"{counts.get('validation', 0)} held-out samples, "
             f"{counts['dropped']} clips dropped; {self.encoded} encoded now, {facts['reused']} were there; "
             f"{self.texts} captions encoded now"
         )
@@ -77,16 +78,16 @@ class Summary:
         return lines
 
 
-def prepare(
-    recipe: Recipe, progress: Progress = lambda *_: None, verify: bool = False, refit: bool = False
-) -> Summary:
+def prepare(recipe: Recipe, progress: Progress = lambda *_: None, verify: bool = False, refit: bool = False) -> Summary:
     """Bring the cache up to date with the data and the recipe. Safe to kill and to repeat.
 
     UserError where more clips are lost than data.max_dropped allows. Nothing is ever dropped without its reason.
     """
     cache = Cache(recipe.cache_dir)
     text = _fitted_text(recipe) if not refit else None
-    inspection = inspect(recipe.data, cache, progress=lambda n, total, _: progress("inspecting", n, total), verify=verify)
+    inspection = inspect(
+        recipe.data, cache, progress=lambda n, total, _: progress("inspecting", n, total), verify=verify
+    )
     inspection.enforce_max_dropped(recipe.data)
     frames = _Frames(inspection, recipe.data.fps)
     fitted: list[str] = []
@@ -241,7 +242,7 @@ def _fitted_text(recipe: Recipe) -> Any | None:
 
 def _fit_codec(recipe: Recipe, inspection: Inspection, frames: _Frames, progress: Progress) -> Any:
     """Fit on training windows only: the held-out clips stay unseen."""
-    codec = recipe.codec.build()
+    codec: Any = recipe.codec.build()
     training = [sample for sample in inspection.samples if sample.split == "train"] or list(inspection.samples)
     chosen = training[:: -(-len(training) // FIT_CLIPS)]
 
@@ -256,7 +257,7 @@ def _fit_codec(recipe: Recipe, inspection: Inspection, frames: _Frames, progress
 
 
 def _fit_text(recipe: Recipe, inspection: Inspection) -> Any:
-    text = recipe.text.build()
+    text: Any = recipe.text.build()
     if not text.trainable:
         return text
     text.fit(caption for sample in inspection.samples if sample.split == "train" for caption in sample.clip.captions)

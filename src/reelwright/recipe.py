@@ -25,9 +25,9 @@ class SamplingConfig(Config):
     """How videos are made where the command line does not say."""
 
     sampler: str = "euler"  # one of diffusion.sampler.SAMPLERS
-    steps: int = Field(30, ge=1)
-    guidance: float = Field(4.0, ge=0)  # 1: none
-    guidance_rescale: float = Field(0.0, ge=0, le=1)
+    steps: int = Field(default=30, ge=1)
+    guidance: float = Field(default=4.0, ge=0)  # 1: none
+    guidance_rescale: float = Field(default=0.0, ge=0, le=1)
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # the t at which guidance acts
 
     @model_validator(mode="after")
@@ -45,7 +45,7 @@ class Recipe(Config):
 
     run_dir: Path
     cache_dir: Path
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     data: DataConfig
     codec: CodecConfig = PCACodecConfig()
     text: TextConfig = NativeTextConfig()

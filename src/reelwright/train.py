@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -39,6 +39,9 @@ from reelwright.training.tracker import Trackers
 from reelwright.types import Bundle, UsageError, UserError
 from reelwright.video.sheet import contact_sheet
 from reelwright.video.write import write_video
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 OnStep = Callable[[int, int, dict[str, Any]], None]
 
@@ -118,7 +121,8 @@ def train(
                 trackers.write(state.step, figures)
 
         started, session_seconds, clock = state.step, 0.0, time.perf_counter()
-        while state.step < steps and not stop:
+        stopping = ""
+        while state.step < steps and not stopping:
             # -- one optimizer step over batch_size samples of one bucket
             torch.manual_seed(derive_seed(recipe.seed, "step", state.step, accelerator.process_index))
             rate = learning_rate(config, state.step, steps)
@@ -140,9 +144,9 @@ def train(
                     share = losses.sum() * (accelerator.num_processes / config.batch_size)
                     accelerator.backward(share)
                 step_loss += share.detach()
-            norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
-            loss_value = accelerator.reduce(step_loss, reduction="mean").item()
-            refuse_non_finite(state.step, loss_value, float(norm), accelerator.scaler, items)
+            norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf) or 0.0)
+            loss_value = accelerator.gather(step_loss).mean().item()  # pyright: ignore[reportAttributeAccessIssue]
+            refuse_non_finite(state.step, loss_value, norm, accelerator.scaler, items)
             optimizer.step()
             optimizer.zero_grad()
             state.step += 1
@@ -155,18 +159,21 @@ def train(
             clock = time.perf_counter()
 
             # -- figures, held-out loss, samples, checkpoint
-            done = state.step == steps or bool(stop)
+            stopping = _first_signal(stop, accelerator)
+            done = state.step == steps or bool(stopping)
             if state.step % config.log_every == 0 or state.step == steps:
                 speed = (state.step - started) * config.batch_size / session_seconds
                 mean_loss = state.loss_sum / state.loss_count
                 state.loss_sum, state.loss_count = 0.0, 0
-                record({
-                    "loss": mean_loss,
-                    "learning_rate": rate,
-                    "grad_norm": float(norm),
-                    "samples_per_second": round(speed, 3),
-                    "seconds": round(state.seconds, 3),
-                })
+                record(
+                    {
+                        "loss": mean_loss,
+                        "learning_rate": rate,
+                        "grad_norm": norm,
+                        "samples_per_second": round(speed, 3),
+                        "seconds": round(state.seconds, 3),
+                    }
+                )
             if on_step and main:
                 on_step(state.step, steps, {"loss": loss_value})
             if _due(config.evaluate_every, state.step, steps) and main:
@@ -191,10 +198,13 @@ def train(
             trackers.close()
         if main:
             write_run_page(run)
-            log(f"stopped by {stop[0]} at step {state.step}; the same command goes on" if stop else
-                f"done: {state.step} steps in {state.seconds:.0f} s; report: {run.report_path}")
+            log(
+                f"stopped by {stopping} at step {state.step}; the same command goes on"
+                if stopping
+                else f"done: {state.step} steps in {state.seconds:.0f} s; report: {run.report_path}"
+            )
         accelerator.free_memory()
-        return Outcome(run.path, state.step, stop[0] if stop else None)
+        return Outcome(run.path, state.step, stopping or None)
 
 
 def settle(recipe: Recipe) -> Recipe:
@@ -263,7 +273,12 @@ def restore(path: Path, module: DenoisingLoss, optimizer: Any, ema: EMA | None) 
 
 
 def save_run(
-    run: RunDirectory, recipe: Recipe, state: TrainState, bundle: Bundle, module: DenoisingLoss, optimizer: Any,
+    run: RunDirectory,
+    recipe: Recipe,
+    state: TrainState,
+    bundle: Bundle,
+    module: DenoisingLoss,
+    optimizer: Any,
     ema: EMA | None,
 ) -> None:
     """One checkpoint with everything needed to resume or to generate, then verify it, then prune older ones."""
@@ -282,7 +297,12 @@ def save_run(
 
 
 def write_samples(
-    run: RunDirectory, recipe: Recipe, bundle: Bundle, module: DenoisingLoss, prepared: Prepared, step: int,
+    run: RunDirectory,
+    recipe: Recipe,
+    bundle: Bundle,
+    module: DenoisingLoss,
+    prepared: Prepared,
+    step: int,
     device: torch.device,
 ) -> None:
     """Videos of the sample prompts with the weights in place, and their contact sheet, into samples/."""
@@ -293,9 +313,7 @@ def write_samples(
     with torch.no_grad(), autocast(device, compute.precision):
         cond = module.condition(prepared.texts(prompts).to(device))
         uncond = module.condition(prepared.texts([""] * len(prompts)).to(device))
-    latents = sample_latents(
-        bundle, cond, uncond, latent_size, [recipe.seed] * len(prompts), recipe.sampling, compute
-    )
+    latents = sample_latents(bundle, cond, uncond, latent_size, [recipe.seed] * len(prompts), recipe.sampling, compute)
     videos = decode_latents(bundle, latents, compute)
     name = checkpoints.name_of(step)
     for number, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
@@ -335,6 +353,15 @@ def stop_signals() -> Iterator[list[str]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _first_signal(received: list[str], accelerator: Accelerator) -> str:
+    """The signal that stops the run, '' for none; all processes agree, whichever of them received it."""
+    if accelerator.num_processes > 1:
+        flag = torch.tensor([bool(received)], dtype=torch.float32, device=accelerator.device)
+        if accelerator.gather(flag).any() and not received:  # pyright: ignore[reportAttributeAccessIssue]
+            return "a signal to another process"
+    return received[0] if received else ""
 
 
 def _due(every: int, step: int, steps: int) -> bool:

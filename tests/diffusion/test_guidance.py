@@ -130,16 +130,16 @@ def test_one_negative_text_a_sample():
 
 
 def test_make_denoise_hands_the_network_its_dtype_and_the_conversion_the_exact_time():
-    objective = ObjectiveConfig(schedule="linear", prediction="v").build()
+    objective = ObjectiveConfig(prediction="v").build()
     seen = []
 
     def predict(x, t):
         seen.append(t)
-        return torch.sin(x) * t.view(-1, 1)
+        return torch.zeros_like(x)
 
     x = torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
-    t = torch.full((2,), 0.123456789012345, dtype=torch.float64)
+    t = torch.full((2,), 1 - 1e-6, dtype=torch.float64)  # a float32 has room for one digit of 1 - t here
     x0, eps = make_denoise(predict, objective)(x, t)
-    assert seen[0].dtype == torch.float32
-    expected = objective.to_x0_eps(torch.sin(x) * t.float().view(-1, 1), x, t)
-    assert torch.equal(x0, expected[0]) and torch.equal(eps, expected[1])
+    assert seen[0].dtype == torch.float32 and seen[0].shape == (2,)
+    torch.testing.assert_close(x0, 1e-6 * x, rtol=1e-5, atol=0)
+    torch.testing.assert_close(eps, x, rtol=1e-5, atol=0)

@@ -14,7 +14,9 @@ from reelwright.metrics.statistics import mean_interval, student_t_quantile, wil
 def test_wilson_is_scipys(k_n: tuple[int, int]) -> None:
     k, n = k_n
     expected = stats.binomtest(k, n).proportion_ci(method="wilson")
-    assert wilson_interval(k, n, z=stats.norm.ppf(0.975)) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson_interval(k, n, z=float(stats.norm.ppf(0.975))) == pytest.approx(
+        (expected.low, expected.high), abs=1e-12
+    )
 
 
 def test_wilson_at_the_ends() -> None:

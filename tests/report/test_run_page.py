@@ -57,6 +57,7 @@ def test_everything_in_the_run_is_on_the_page(run: RunDirectory) -> None:
         path = run.sample_path(step, 0)
         path.write_bytes(b"video")
         path.with_name(path.name + ".json").write_text(json.dumps({"prompt": f"a <ball> at {step}", "seed": 3}))
+    (run.samples / "step-0001000.png").write_bytes(b"a contact sheet")
     (run.samples / "notes.txt").write_text("no sample")
     (run.samples / "step-0000050-00.mp4").write_bytes(b"no recipe beside it")
     run.write_scores([{"row": "model", "metric": "joint accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "n": 256}])

@@ -87,7 +87,7 @@ class Cache:
             raise ValueError(f"cache item {key!r} of kind {kind!r}: hexadecimal key, plain kind, at least one tensor")
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         for name, tensor in plain.items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            if not _finite(tensor):
                 raise ValueError(f"cache item {key}: {name} holds NaN or infinity; it is not stored")
         about = json.dumps({"schema": SCHEMA, "kind": kind, "crc32": _crc32(plain)})
         data = save(plain, metadata={"item": about})
@@ -254,6 +254,10 @@ class Cache:
 
     def _damaged(self, path: Path, what: str) -> CacheDamaged:
         return CacheDamaged(f"{path}: damaged ({what}); delete this file and run `reelwright prepare` again")
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
 def _crc32(tensors: Mapping[str, Tensor]) -> int:

@@ -26,7 +26,9 @@ from reelwright.types import Size
 
 PROBE_VERSION = f"1/av-{av.__version__}"  # a change re-probes every file; raise the number when probing changes
 CONTAINERS = "mov,matroska,avi,gif,mpegts,mpeg,flv,asf,ivf"  # FFmpeg's names of the demuxers we let read a file
-JUMP_BACK_SECONDS = 1.0  # a timestamp this far behind the one before starts a new recording, it is not jitter
+REORDERED_FRAMES = (
+    16  # no codec shows a frame further from its place in the file (H.264, A.3.1: max_dec_frame_buffering)
+)
 
 
 class BadVideo(Exception):
@@ -125,10 +127,11 @@ def probe(path: Path) -> VideoInfo:
 def settle_timestamps(seconds: list[float | None], step: float) -> NDArray[np.float64]:
     """Ascending times for frames given in the order they are shown.
 
-    A missing time is one `step` after its predecessor. A fall of more than a second starts a new recording that goes
-    on one `step` after the old one ended (concatenated streams). Smaller contradictions are sorted out: B-frames
-    in AVI carry the right set of times on the wrong frames, while the decoder's order is right.
+    A missing time is one `step` (nominal seconds per frame) after its predecessor. A fall by more than codecs reorder
+    starts a new recording that goes on one `step` after the old one ended (glued streams). Smaller contradictions are
+    sorted out: B-frames in AVI carry the right set of times on the wrong frames, while the decoder's order is right.
     """
+    jitter = min(max(REORDERED_FRAMES * step, 0.1), 1.0)  # bounds for files whose nominal rate is nonsense
     settled = np.empty(len(seconds), dtype=np.float64)
     offset, latest = 0.0, None
     for i, value in enumerate(seconds):
@@ -136,7 +139,7 @@ def settle_timestamps(seconds: list[float | None], step: float) -> NDArray[np.fl
             time = latest + step if latest is not None else 0.0
         else:
             time = value + offset
-            if latest is not None and time < latest - JUMP_BACK_SECONDS:
+            if latest is not None and time < latest - jitter:
                 offset += latest + step - time
                 time = latest + step
         latest = time if latest is None else max(latest, time)

@@ -183,8 +183,7 @@ class Objective:
                 f"of torch.rand do"
             )
         if self.config.time_sampling == "logit_normal":
-            normal = torch.special.ndtri(uniform.clamp(SMALLEST_TIME / 2, 1 - SMALLEST_TIME / 2))
-            time = torch.sigmoid(self.config.logit_mean + self.config.logit_std * normal)
+            time = torch.sigmoid(self.config.logit_mean + self.config.logit_std * torch.special.ndtri(uniform))
             return time.clamp(SMALLEST_TIME, 1 - SMALLEST_TIME)
         grid = self.schedule.grid
         return uniform if grid is None else ((uniform * grid).floor() + 1) / grid

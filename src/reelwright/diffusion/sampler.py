@@ -56,7 +56,9 @@ def sample_times(steps: int, start: float = 1.0, grid: int | None = None) -> Ten
         return times
     times = (times * grid).round() / grid
     if not bool((times.diff() < 0).all()):
-        raise ValueError(f"steps = {steps}: the schedule has {int(start * grid)} times up to {start}; use at most that")
+        raise ValueError(
+            f"steps = {steps}: the schedule has {round(start * grid)} times up to {start}; use at most that"
+        )
     return times
 
 
@@ -152,7 +154,7 @@ def unipc(
     draw_noise: DrawNoise | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """UniPC of order 2 on x0, B(h) = e^h - 1: Zhao et al. 2023 (arXiv 2302.04867), algorithms 5 to 8.
+    """UniPC of order 2 on x0, B(h) = e^h - 1: Zhao et al. 2023 (arXiv 2302.04867), section 3.
 
     Every step but the last is corrected with the x0 found at its end, which costs no call: the next step needs it too.
     """

@@ -62,7 +62,7 @@ class DiTConfig(Config):
         for name, value in preset.items():
             if values.get(name, value) != value:
                 raise ValueError(
-                    f"size = {values['size']} means {name} = {value}, but {name} = {values[name]} is given; leave one out"
+                    f"size = {values['size']} means {name} = {value}, but {name} = {values[name]} is given; give one"
                 )
         return {**values, **preset}
 
@@ -167,8 +167,8 @@ class DiT(nn.Module):
         mask = needed_mask(cond.mask)  # b l, or None where every token is real
 
         x = self.patch_in(patchify(x_t, self.config.patch))  # b n d
-        x = x + self.position_in(coordinate_features(grid, OCTAVES, x.device))  # b n d
-        text = self.text_in(self.text_norm(cond.values))  # b l d
+        x = x + self.position_in(coordinate_features(grid, OCTAVES, x.device).to(x_t.dtype))  # b n d
+        text = self.text_in(self.text_norm(cond.values.to(x_t.dtype)))  # b l d
         context = self.time_in(t) + self.pooled_in(masked_mean(text, mask))  # b d
         modulation = self.modulation(F.silu(context)).view(b, 6 * depth + 2, width)  # b 6*depth+2 d
         *modulations, last = modulation.split([6] * depth + [2], dim=1)  # b 6 d each, b 2 d

@@ -1,4 +1,4 @@
-"""Weights made elsewhere: loaded from a local directory or a hub id, safetensors only, with errors a user can act on."""
+"""Weights made elsewhere: from a local directory or a hub id, safetensors only, with errors a user can act on."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def content_hash(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

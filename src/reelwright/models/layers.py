@@ -54,7 +54,7 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
 
 
 def xformers_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """xformers. Its bias must be dense and aligned, so a masked call goes through sdpa, which reads the mask as it is."""
+    """The xformers package. Its bias must be dense and aligned, so a masked call goes through sdpa."""
     if not q.is_cuda:
         raise ValueError(f"attention = xformers runs on CUDA, got {q.device}; use attention = auto or sdpa")
     if mask is not None:
@@ -80,7 +80,7 @@ def check_attention(name: str) -> None:
     package = BACKEND_PACKAGES.get(name)
     if package and importlib.util.find_spec(package) is None:
         raise ValueError(
-            f"attention = {name} needs the package {package}, which is not installed; install it or use attention = auto"
+            f"attention = {name}: the package {package} is not installed; install it or use attention = auto"
         )
 
 
@@ -216,7 +216,7 @@ class MLP(nn.Module):
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without weights, then (1 + scale) x + shift (Peebles & Xie 2023, DiT, adaLN). x `b n d`, rest `b 1 d`."""
+    """LayerNorm without weights, then (1 + scale) x + shift (Peebles & Xie 2023, DiT). x `b n d`, rest `b 1 d`."""
     return F.layer_norm(x, (x.shape[-1],), eps=1e-6) * (1 + scale) + shift
 
 
@@ -241,7 +241,7 @@ class TimestepEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         angles = TIME_SCALE * t.float()[:, None] * self.frequencies  # b k/2
-        waves = torch.cat([angles.cos(), angles.sin()], dim=1)  # b k
+        waves = torch.cat([angles.cos(), angles.sin()], dim=1).to(self.hidden.weight.dtype)  # b k
         return self.out(F.silu(self.hidden(waves)))  # b d
 
 

@@ -1,4 +1,4 @@
-"""Captions -> token ids -> embeddings: a small encoder trained with the denoiser, or CLIP and T5 through transformers."""
+"""Captions -> token ids -> embeddings: a small encoder trained with the denoiser, or CLIP and T5 of transformers."""
 
 from __future__ import annotations
 

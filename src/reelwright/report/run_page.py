@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reelwright.report.page import MEDIA_TYPES, Page
+from reelwright.report.page import Page
 from reelwright.report.plots import held_out_by_time, loss_curve, score_bars
 from reelwright.run import RunDirectory, step_of
 
+SAMPLE_FORMATS = (".mp4", ".webm", ".gif")  # contact sheets lie there too, and would show the same again
 MAX_SAMPLE_STEPS = 5
 MAX_SAMPLES_A_STEP = 8
 MAX_SAMPLE_BYTES = 8_000_000  # of one file: a page of long videos would not open
@@ -97,7 +98,7 @@ def _samples(page: Page, run: RunDirectory) -> None:
     by_step: dict[int, list[Path]] = {}
     left_out = 0
     for path in sorted(run.samples.glob("*")):
-        if path.suffix.lower() not in MEDIA_TYPES or path.name.startswith("."):
+        if path.suffix.lower() not in SAMPLE_FORMATS or path.name.startswith("."):
             continue
         try:
             step = step_of(path)

@@ -62,8 +62,8 @@ def _resample(alpha: np.ndarray, centroids: np.ndarray, radii: np.ndarray) -> np
     x = centroids[:, :1] + radii[:, None] * steps  # f g
     y = centroids[:, 1:] + radii[:, None] * steps
     padded = np.pad(alpha, ((0, 0), (1, 1), (1, 1)))
-    left, right_share = _cell(x + 0.5, width)
-    top, bottom_share = _cell(y + 0.5, height)
+    left, right_share = _cell(x, width)
+    top, bottom_share = _cell(y, height)
     index = np.arange(frames)[:, None, None]
     u, v = right_share[:, None, :], bottom_share[:, :, None]
     row, column = top[:, :, None], left[:, None, :]
@@ -73,8 +73,8 @@ def _resample(alpha: np.ndarray, centroids: np.ndarray, radii: np.ndarray) -> np
 
 
 def _cell(position: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the padded pixel before a position and the share of the one after; pixel i's centre is i + 1."""
-    clipped = np.clip(position, 0.0, length + 0.999)
+    """Index in the padded row of the pixel before a position, and the share of the one after it."""
+    clipped = np.clip(position + 1.0, 0.0, length + 0.999)  # the padding puts pixel i at i + 1
     index = clipped.astype(int)
     return index, clipped - index
 

@@ -85,9 +85,10 @@ def _read(path: Path) -> dict[str, Any]:
     file = path / SCENES_FILE if path.is_dir() else path
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        content["clips"], content["settings"]  # noqa: B018  (a KeyError or TypeError tells that it is another file)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file}: not the scenes file of a shapes collection ({error!r})") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file}: not the scenes file of a shapes collection ({error})") from None
+    if not isinstance(content, dict) or not {"settings", "clips"} <= content.keys():
+        raise UsageError(f"{file}: not the scenes file of a shapes collection (it lacks 'settings' or 'clips')")
     return content
 
 
@@ -116,6 +117,9 @@ def _claim(out: Path, settings: dict[str, Any], prompts: dict[str, Prompt]) -> N
 
 
 def _write(file: Path, text: str) -> None:
+    """Replace a file at once, and only if its text differs: an untouched file keeps its time."""
+    if file.is_file() and file.read_text(encoding="utf-8") == text + "\n":
+        return
     partial = file.with_name(file.name + ".partial")
     partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(file)

@@ -48,19 +48,16 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray
 
 def extents(shape: str, turning: bool) -> tuple[float, float, float, float]:
     """How far a shape of radius 1 reaches from its centroid: left, right, up, down; at every angle if `turning`."""
-    if shape == "circle":
-        return (1.0, 1.0, 1.0, 1.0)
-    if shape == "triangle":
-        top, side = 2 * TRIANGLE_INRADIUS, math.sqrt(3) * TRIANGLE_INRADIUS
-        return (top,) * 4 if turning else (side, side, top, TRIANGLE_INRADIUS)
-    if shape == "diamond":
-        high, wide = DIAMOND_HALF_HEIGHT, DIAMOND_HALF_HEIGHT * DIAMOND_ASPECT
-        return (high,) * 4 if turning else (wide, wide, high, high)
-    half, corner = {
-        "square": (SQUARE_HALF, SQUARE_HALF * math.sqrt(2)),
-        "cross": (CROSS_HALF, CROSS_HALF * math.hypot(1.0, CROSS_ASPECT)),
+    wide, high = DIAMOND_HALF_HEIGHT * DIAMOND_ASPECT, DIAMOND_HALF_HEIGHT
+    side, apex = math.sqrt(3) * TRIANGLE_INRADIUS, 2 * TRIANGLE_INRADIUS
+    upright, corner = {
+        "circle": ((1.0, 1.0, 1.0, 1.0), 1.0),
+        "square": ((SQUARE_HALF, SQUARE_HALF, SQUARE_HALF, SQUARE_HALF), SQUARE_HALF * math.sqrt(2)),
+        "triangle": ((side, side, apex, TRIANGLE_INRADIUS), apex),
+        "diamond": ((wide, wide, high, high), high),
+        "cross": ((CROSS_HALF, CROSS_HALF, CROSS_HALF, CROSS_HALF), CROSS_HALF * math.hypot(1.0, CROSS_ASPECT)),
     }[shape]
-    return (corner,) * 4 if turning else (half,) * 4
+    return (corner, corner, corner, corner) if turning else upright
 
 
 def pixel_centres(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -102,7 +102,10 @@ def save_checkpoint(
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
-    """The manifest, once every file answers to it. DamagedCheckpoint names the first file that is missing, cut short or changed."""
+    """The manifest, once every file answers to it.
+
+    DamagedCheckpoint names the first file that is missing, cut short or changed.
+    """
     manifest_path = path / MANIFEST
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))

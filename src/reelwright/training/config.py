@@ -14,31 +14,31 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 class TrainConfig(Config):
     """How a model is trained. Counts are optimizer steps unless they say otherwise."""
 
-    steps: int | None = Field(1000, ge=1)  # optimizer steps; or give `epochs`
-    epochs: float | None = Field(None, gt=0)  # passes over the training samples, instead of `steps`
-    batch_size: int = Field(16, ge=1)  # samples per optimizer step over all processes
+    steps: int | None = Field(default=1000, ge=1)  # optimizer steps; or give `epochs`
+    epochs: float | None = Field(default=None, gt=0)  # passes over the training samples, instead of `steps`
+    batch_size: int = Field(default=16, ge=1)  # samples per optimizer step over all processes
     micro_batch: int | Literal["auto"] = "auto"  # samples per forward pass of one process; accumulation is derived
-    learning_rate: float = Field(1e-4, ge=0)
-    warmup_steps: int = Field(100, ge=0)
+    learning_rate: float = Field(default=1e-4, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    final_lr_fraction: float = Field(0.0, ge=0, le=1)  # of learning_rate, where cosine and linear end
-    weight_decay: float = Field(0.01, ge=0)
+    final_lr_fraction: float = Field(default=0.0, ge=0, le=1)  # of learning_rate, where cosine and linear end
+    weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.99)
-    clip_norm: float | None = Field(1.0, gt=0)  # largest gradient norm; null: no clipping
+    clip_norm: float | None = Field(default=1.0, gt=0)  # largest gradient norm; null: no clipping
     precision: Precision = "auto"  # of the forward and backward pass; master weights are always float32
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = False  # torch.compile the denoiser's blocks; needs a C++ compiler, pays off on long runs
-    ema: float | None = Field(0.999, ge=0, lt=1)  # decay of the weights' moving average; null: none is kept
-    caption_dropout: float = Field(0.1, ge=0, lt=1)  # what classifier-free guidance needs
-    save_every: int = Field(500, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)  # newest valid ones kept, beside the best
-    evaluate_every: int = Field(500, ge=0)  # held-out loss; 0: never
-    evaluate_samples: int = Field(64, ge=1)  # held-out clips it is measured on
-    evaluate_times: int = Field(8, ge=1)  # timestep quantiles it is measured at
+    ema: float | None = Field(default=0.999, ge=0, lt=1)  # decay of the weights' moving average; null: none is kept
+    caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # what classifier-free guidance needs
+    save_every: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)  # newest valid ones kept, beside the best
+    evaluate_every: int = Field(default=500, ge=0)  # held-out loss; 0: never
+    evaluate_samples: int = Field(default=64, ge=1)  # held-out clips it is measured on
+    evaluate_times: int = Field(default=8, ge=1)  # timestep quantiles it is measured at
     track_best: bool = False  # keep the checkpoint of the lowest held-out loss and generate from it
-    sample_every: int = Field(500, ge=0)  # sample videos; 0: only at the end
+    sample_every: int = Field(default=500, ge=0)  # sample videos; 0: only at the end
     sample_prompts: tuple[str, ...] | int = 4  # prompts of the sample videos, or how many captions to take
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(default=10, ge=1)
     tensorboard: bool = True
     wandb: str | None = None  # Weights & Biases project name; null: not used
 
@@ -61,7 +61,17 @@ class TrainConfig(Config):
 RESUMABLE_KEYS = frozenset(
     f"train.{name}"
     for name in (
-        "steps epochs save_every keep_checkpoints evaluate_every evaluate_samples evaluate_times sample_every "
-        "sample_prompts log_every tensorboard wandb"
-    ).split()
+        "steps",
+        "epochs",
+        "save_every",
+        "keep_checkpoints",
+        "evaluate_every",
+        "evaluate_samples",
+        "evaluate_times",
+        "sample_every",
+        "sample_prompts",
+        "log_every",
+        "tensorboard",
+        "wandb",
+    )
 )

@@ -22,7 +22,7 @@ class Trackers:
             self._board = SummaryWriter(str(run_path / "tensorboard"), purge_step=step + 1 if step else None)
         if config.wandb:
             try:
-                import wandb
+                import wandb  # pyright: ignore[reportMissingImports]
             except ImportError:
                 raise UsageError(
                     f"train.wandb = '{config.wandb}': wandb is not installed; "

@@ -1,0 +1,96 @@
+"""`reelwright demo`: the whole chain on rendered clips, by the very commands a user types."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from reelwright.config import parse_yaml, to_yaml
+from reelwright.console import print_table
+from reelwright.types import UserError
+
+CLIPS = 3000
+SCORED_PROMPTS = 128
+SHOWN_PROMPTS = ("a red circle moves left", "a blue square moves up", "a yellow triangle grows")
+
+# The same settings as recipes/shapes-cpu.yaml (a test holds them together), for fewer steps.
+STEPS = 1500
+RECIPE = """\
+seed: 0
+data: {frames: 16, fps: 8, width: 64, height: 64, validation: 0.02}
+codec: {type: pca, block: [4, 16, 16], channels: 160, whiten: 0.5}
+text: {type: native, vocab_size: 512, width: 256, depth: 2, length: 32}
+model: {type: dit, width: 256, depth: 8, heads: 4}
+objective: {schedule: flow, shift: 3.0, prediction: velocity}
+train:
+  batch_size: 16
+  learning_rate: 1.5e-3
+  warmup_steps: 100
+  ema: 0.999
+  save_every: 500
+  evaluate_every: 500
+  sample_every: 500
+"""
+
+
+def run_demo(out: Path, steps: int | None = None) -> None:
+    """Render, inspect, prepare, train, generate and evaluate in the folder `out`; print each command and the scores.
+
+    Run again, it goes on where it was interrupted. UserError where one of the commands fails.
+    """
+    started = time.perf_counter()
+    data, run, recipe, scores = out / "shapes", out / "run", out / "recipe.yaml", out / "scores.json"
+    out.mkdir(parents=True, exist_ok=True)
+    write_recipe(recipe, data, run, out / "cache", steps or STEPS)
+    _command("shapes", data, "--clips", CLIPS, "--seed", 0)
+    _command("inspect", recipe, "--html", out / "inspection.html")
+    _command("prepare", recipe)
+    _command("train", recipe)
+    prompts = [part for prompt in SHOWN_PROMPTS for part in ("--prompt", prompt)]
+    _command("generate", run, *prompts, "--seed", 0, "--out", out / "videos")
+    _command("evaluate", run, "--metrics", "shapes,memorisation", "--prompts", SCORED_PROMPTS, "--json", scores)
+    _summary(json.loads(scores.read_text(encoding="utf-8"))["scores"])
+    print(f"videos: {out / 'videos'}")
+    print(f"report: {run / 'report.html'}")
+    print(f"all of it took {(time.perf_counter() - started) / 60:.1f} minutes")
+
+
+def write_recipe(path: Path, data: Path, run: Path, cache: Path, steps: int) -> None:
+    values: dict[str, Any] = {"run_dir": str(run), "cache_dir": str(cache), **parse_yaml(RECIPE, "the demo's recipe")}
+    values["data"] = {"path": str(data), **values["data"]}
+    values["train"] = {"steps": steps, **values["train"]}
+    path.write_text(to_yaml(values), encoding="utf-8")
+
+
+def _command(*arguments: object) -> None:
+    """Run one command of ours as a user would, its output going to the terminal."""
+    words = [str(argument) for argument in arguments]
+    print(f"\n$ reelwright {shlex.join(words)}", flush=True)
+    code = subprocess.run([sys.executable, "-m", "reelwright", *words], check=False).returncode
+    if code == 130:
+        raise KeyboardInterrupt
+    if code != 0:
+        raise UserError(f"the demo stopped: `reelwright {words[0]}` ended with exit code {code} (see above)")
+
+
+def _summary(scores: list[dict[str, Any]]) -> None:
+    """Joint accuracy before and after training, beside what chance and the renderer give."""
+    named = {
+        "untrained model": "before training",
+        "model": "after training",
+        "model, shuffled captions": "chance (captions shuffled)",
+        "renderer": "the renderer itself",
+    }
+    rows = [
+        [named[s["row"]], s["split"], f"{s['value']:.1%} [{s['low']:.1%}, {s['high']:.1%}]", s["n"]]
+        for s in sorted(scores, key=lambda s: list(named).index(s["row"]) if s["row"] in named else len(named))
+        if s["metric"] == "joint accuracy" and s["row"] in named
+    ]
+    print()
+    headers = ["videos by", "split", "shape, colour and motion all right", "n"]
+    print_table(headers, rows, "Does it follow its prompts? (95 % intervals)")

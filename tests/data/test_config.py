@@ -1,0 +1,42 @@
+"""Settings of the data: sensible defaults, and every mistake said in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from reelwright.data.config import DataConfig
+from reelwright.types import Size, UsageError
+
+
+def test_one_size_or_buckets() -> None:
+    assert DataConfig.parse({"path": "x"}).sizes == (Size(16, 64, 64),)
+    buckets = [[16, 64, 64], [8, 64, 96]]
+    config = DataConfig.parse({"path": "x", "buckets": buckets})
+    assert config.sizes == (Size(16, 64, 64), Size(8, 64, 96))
+    assert DataConfig.parse(config.plain()) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"frame": 8}, "unknown key 'frame'.*'frames'"),
+        ({"frames": 0}, "frames = 0"),
+        ({"fps": -1}, "fps = -1"),
+        ({"fps": float("nan")}, "fps = nan"),
+        ({"window": "tail"}, "window = 'tail'.*'head'"),
+        ({"windows": 2}, "windows = 2 needs window = uniform"),
+        ({"validation": 1.0}, "validation = 1.0"),
+        ({"max_dropped": 1.5}, "max_dropped = 1.5"),
+        ({"buckets": []}, "at least one"),
+        ({"buckets": [[0, 64, 64]]}, "at least 1"),
+        ({"buckets": [[8, 64, 64], [8, 64, 64]]}, "named twice"),
+        ({"source_pattern": "a(b"}, "not a regular expression"),
+        ({"source_pattern": "ab"}, "has no group"),
+        ({"format": "csv"}, "format = 'csv'"),
+    ],
+)
+def test_mistakes_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        DataConfig.parse({"path": "x", **values})

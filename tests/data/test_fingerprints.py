@@ -1,0 +1,127 @@
+"""Keys change with what they stand for; file hashes are remembered, and only as long as the file is the same."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from reelwright.data import fingerprints
+from reelwright.data.fingerprints import FileHashes, Journal, content_sha256, latent_key, text_key
+from reelwright.types import Size
+
+
+def test_every_part_of_a_latents_key_counts() -> None:
+    parts = ["ab" * 32, 0.0, Size(16, 64, 64), 8.0, "codec", "float32"]
+    others = ["cd" * 32, 0.125, Size(8, 64, 64), 7.5, "other", "bfloat16"]
+    keys = {latent_key(*parts)}  # type: ignore[arg-type]
+    for k, other in enumerate(others):
+        keys.add(latent_key(*parts[:k], other, *parts[k + 1 :]))  # type: ignore[arg-type]
+    assert len(keys) == 7
+    assert latent_key(*parts) in keys  # type: ignore[arg-type]
+
+
+def test_text_keys_depend_on_caption_and_encoder_alone() -> None:
+    assert (
+        len({text_key("a", "e"), text_key("b", "e"), text_key("a", "f"), text_key("", "e"), text_key("a,e", "")}) == 5
+    )
+
+
+def test_schema_and_rules_are_part_of_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("ab" * 32, 0.0, Size(16, 64, 64), 8.0, "codec", "float32")
+    keys = {latent_key(*arguments)}
+    for name, value in (("SCHEMA", -1), ("RESIZE_RULE", "other"), ("PROBE_VERSION", "other")):
+        monkeypatch.setattr(fingerprints, name, value)
+        keys.add(latent_key(*arguments))
+    assert len(keys) == 4
+
+
+class _Counting:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        monkeypatch.setattr(fingerprints, "content_sha256", self)
+
+    def __call__(self, path: Path) -> str:
+        self.count += 1
+        return content_sha256(path)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> _Counting:
+    return _Counting(monkeypatch)
+
+
+def _settled(path: Path, data: bytes) -> Path:
+    """A file that was written long enough ago for its time stamps to be trusted."""
+    path.write_bytes(data)
+    time.sleep(0.12)
+    return path
+
+
+def test_an_unchanged_file_is_read_once_even_by_the_next_process(tmp_path: Path, reads: _Counting) -> None:
+    path = _settled(tmp_path / "a.mp4", b"one")
+    hashes = FileHashes(Journal(tmp_path / "files.jsonl"))
+    sha256 = hashes.sha256(path)
+    assert sha256 == hashes.sha256(path) == FileHashes(Journal(tmp_path / "files.jsonl")).sha256(path)
+    assert reads.count == 1
+    assert hashes.sha256(path, verify=True) == sha256
+    assert reads.count == 2
+
+
+def test_other_bytes_with_the_old_mtime_are_seen(tmp_path: Path, reads: _Counting) -> None:
+    path = _settled(tmp_path / "a.mp4", b"one")
+    hashes = FileHashes(Journal(tmp_path / "files.jsonl"))
+    before, stat = hashes.sha256(path), path.stat()
+    path.write_bytes(b"two")  # the same size
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_mtime_ns == stat.st_mtime_ns
+    assert hashes.sha256(path) != before
+    assert reads.count == 2
+
+
+def test_a_new_mtime_alone_gives_the_same_hash(tmp_path: Path, reads: _Counting) -> None:
+    path = _settled(tmp_path / "a.mp4", b"one")
+    hashes = FileHashes(Journal(tmp_path / "files.jsonl"))
+    before = hashes.sha256(path)
+    os.utime(path)
+    assert hashes.sha256(path) == before
+    assert reads.count == 2
+
+
+def test_a_file_written_this_instant_is_not_trusted_yet(tmp_path: Path, reads: _Counting) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"one")
+    hashes = FileHashes(Journal(tmp_path / "files.jsonl"))
+    hashes.sha256(path)
+    hashes.sha256(path)
+    assert reads.count == 2
+
+
+def test_a_journal_survives_half_lines_and_flipped_bits(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    journal = Journal(path)
+    for number in range(20):
+        journal.put(f"k{number}", {"value": number})
+    journal.put("k3", {"value": "newer"})
+    journal.close()
+    whole = path.read_bytes()
+    expected = {f"k{number}": {"value": number} for number in range(20)} | {"k3": {"value": "newer"}}
+    for cut in range(0, len(whole), 7):
+        path.write_bytes(whole[:cut])
+        again = Journal(path)
+        again.put("after", cut)
+        again.close()
+        again = Journal(path)
+        assert again.get("after") == cut
+        for key, value in expected.items():
+            assert again.get(key) in (None, value, {"value": 3})
+    path.write_bytes(whole)
+    assert {key: Journal(path).get(key) for key in expected} == expected
+    for at in range(0, len(whole), 11):
+        damaged = bytearray(whole)
+        damaged[at] ^= 4
+        path.write_bytes(bytes(damaged))
+        again = Journal(path)
+        assert all(again.get(key) in (None, value, {"value": 3}) for key, value in expected.items())

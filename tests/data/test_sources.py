@@ -1,0 +1,251 @@
+"""Listings: every format, every bad input named with its reason."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reelwright.data.config import DataConfig
+from reelwright.data.sources import Listing, read_listing
+from reelwright.types import UsageError
+
+
+def _videos(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"video")
+    return folder
+
+
+def _read(path: Path, **values: Any) -> Listing:
+    return read_listing(DataConfig.parse({"path": path, **values}))
+
+
+def _captions(listing: Listing) -> dict[str, tuple[str, ...]]:
+    return {clip.id: clip.captions for clip in listing.clips}
+
+
+def _reasons(listing: Listing) -> dict[str, str]:
+    assert len({item.id for item in listing.dropped}) == len(listing.dropped), "a clip is dropped once"
+    return {item.id: item.reason for item in listing.dropped}
+
+
+def test_captions_json_with_one_or_many_captions(tmp_path: Path) -> None:
+    _videos(tmp_path, "a.mp4", "b.AVI", "sub/c.mov", "d.webm")
+    given = {"a.mp4": " one\n caption ", "b.AVI": ["first", "second", "first"], "c.mov": "deep", "d": "no extension"}
+    (tmp_path / "captions.json").write_text(json.dumps(given))
+    listing = _read(tmp_path)
+    assert listing.format == "captions_json"
+    assert _captions(listing) == {
+        "a.mp4": ("one caption",),
+        "b.AVI": ("first", "second"),
+        "d.webm": ("no extension",),
+        "sub/c.mov": ("deep",),
+    }
+    assert not listing.dropped
+    assert all(clip.source == clip.id and clip.video == tmp_path / clip.id for clip in listing.clips)
+
+
+def test_metadata_json_by_stem(tmp_path: Path) -> None:
+    _videos(tmp_path, "video_001.mp4", "video_002.mkv", "v.1.5.gif")
+    given = {"video_001": "green circle", "video_002": "blue square", "v.1.5": "dots in the name"}
+    (tmp_path / "metadata.json").write_text(json.dumps(given))
+    listing = _read(tmp_path)
+    assert listing.format == "metadata_json"
+    assert _captions(listing) == {
+        "video_001.mp4": ("green circle",),
+        "video_002.mkv": ("blue square",),
+        "v.1.5.gif": ("dots in the name",),
+    }
+
+
+def test_sidecars(tmp_path: Path) -> None:
+    _videos(tmp_path, "a.mp4", "sub/b.m4v", "c.mp4")
+    (tmp_path / "a.txt").write_text("two\nlines\n")
+    (tmp_path / "sub/b.txt").write_bytes("\ufeffmarked".encode())
+    (tmp_path / "README.txt").write_text("not a sidecar")
+    listing = _read(tmp_path)
+    assert listing.format == "txt"
+    assert _captions(listing) == {"a.mp4": ("two lines",), "sub/b.m4v": ("marked",)}
+    assert "no caption" in _reasons(listing)["c.mp4"]
+
+
+def test_videos_and_captions_in_different_folders(tmp_path: Path) -> None:
+    videos, texts = _videos(tmp_path / "v", "a.mp4", "s/b.mp4"), tmp_path / "t"
+    (texts / "s").mkdir(parents=True)
+    (texts / "a.txt").write_text("of a")
+    (texts / "s/b.txt").write_text("of b")
+    assert _captions(_read(tmp_path, videos=videos, captions=texts)) == {"a.mp4": ("of a",), "s/b.mp4": ("of b",)}
+    (texts / "any.json").write_text('{"a.mp4": "x", "s/b.mp4": "y"}')
+    listing = _read(tmp_path, videos=videos, captions=texts / "any.json")
+    assert (listing.format, _captions(listing)) == ("captions_json", {"a.mp4": ("x",), "s/b.mp4": ("y",)})
+
+
+def test_a_videos_folder_inside_needs_no_setting(tmp_path: Path) -> None:
+    _videos(tmp_path / "videos", "a.mp4")
+    (tmp_path / "captions.json").write_text('{"a.mp4": "x"}')
+    assert _captions(_read(tmp_path)) == {"a.mp4": ("x",)}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_encodings_that_say_what_they_are(tmp_path: Path, encoding: str) -> None:
+    _videos(tmp_path, "a.mp4")
+    (tmp_path / "captions.json").write_bytes('{"a.mp4": "Ein Mädchen läuft 走"}'.encode(encoding))
+    assert _captions(_read(tmp_path)) == {"a.mp4": ("Ein Mädchen läuft 走",)}
+
+
+def test_bad_captions_are_dropped_with_their_reason(tmp_path: Path) -> None:
+    _videos(tmp_path, *(f"{name}.mp4" for name in "abcdefghij"))
+    text = json.dumps(
+        {
+            "a.mp4": "  \n ",
+            "b.mp4": [],
+            "c.mp4": 7,
+            "d.mp4": "x" * 10_001,
+            "e.mp4": ["good", "", None],
+            "f.mp4": "\ud800 broken",
+            "absent.mp4": "nobody",
+            "../a.mp4": "outside",
+            "/etc/a.mp4": "outside",
+            "..\\a.mp4": "outside",
+            "i.mp4": "fine\u0000\u0007 text",
+        }
+    )
+    text = text[:-1] + ', "g.mp4": "one", "g.mp4": "two", "h.mp4": "same", "h.mp4": "same"}'
+    (tmp_path / "captions.json").write_text(text)
+    listing = _read(tmp_path)
+    assert _captions(listing) == {"e.mp4": ("good",), "h.mp4": ("same",), "i.mp4": ("fine text",)}
+    reasons = _reasons(listing)
+    expected = {
+        "a.mp4": "is empty",
+        "b.mp4": "list of captions is empty",
+        "c.mp4": "not text but 7",
+        "d.mp4": "10001 characters",
+        "f.mp4": "Unicode",
+        "g.mp4": "twice",
+        "j.mp4": "no caption",
+        "absent.mp4": "no such video",
+        "../a.mp4": "leads out",
+        "/etc/a.mp4": "leads out",
+        "..\\a.mp4": "leads out",
+    }
+    assert reasons.keys() == expected.keys()
+    for id, part in expected.items():
+        assert part in reasons[id], (id, reasons[id])
+    assert [(note.id, "2 of its captions left out" in note.reason) for note in listing.notes] == [("e.mp4", True)]
+
+
+def test_bad_sidecars_are_dropped_with_their_reason(tmp_path: Path) -> None:
+    _videos(tmp_path, "good.mp4", "good.mov", "latin.mp4", "wide.mp4", "empty.mp4")
+    (tmp_path / "good.txt").write_text("fine")
+    (tmp_path / "latin.txt").write_bytes("M\u00e4dchen".encode("latin-1"))
+    (tmp_path / "wide.txt").write_bytes("wide".encode("utf-16-le"))
+    (tmp_path / "empty.txt").write_bytes(b"")
+    reasons = _reasons(_read(tmp_path))
+    assert reasons.keys() == {"good.mp4", "latin.mp4", "wide.mp4", "empty.mp4"}
+    assert "shares good.txt with good.mov" in reasons["good.mp4"]
+    assert "not UTF-8 text (at byte 1)" in reasons["latin.mp4"]
+    assert "zero bytes" in reasons["wide.mp4"]
+    assert "empty" in reasons["empty.mp4"]
+
+
+def test_a_name_that_could_mean_two_files(tmp_path: Path) -> None:
+    _videos(tmp_path, "1/a.mp4", "2/a.mp4", "b.mp4", "b.avi")
+    (tmp_path / "captions.json").write_text('{"a.mp4": "x", "1/a.mp4": "y", "b": "z"}')
+    listing = _read(tmp_path)
+    reasons = _reasons(listing)
+    assert _captions(listing) == {"1/a.mp4": ("y",)}
+    assert "could mean 1/a.mp4, 2/a.mp4" in reasons["a.mp4"]
+    assert "could mean b.avi, b.mp4" in reasons["b"]
+    assert {"2/a.mp4", "b.mp4", "b.avi"} <= reasons.keys()
+
+
+def test_links_pipes_and_litter(tmp_path: Path) -> None:
+    _videos(tmp_path, "a.mp4", "._a.mp4", ".hidden/b.mp4", "sub/c.mp4")
+    (tmp_path / "sub/loop").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "captions.json").write_text('{"a.mp4": "x", "c.mp4": "y", "gone.mp4": "z", "pipe.mp4": "p"}')
+    listing = _read(tmp_path)
+    assert _captions(listing) == {"a.mp4": ("x",), "sub/c.mp4": ("y",)}
+    assert _reasons(listing) == {"gone.mp4": "a broken link", "pipe.mp4": "not a regular file"}
+
+
+def test_only_some_clips(tmp_path: Path) -> None:
+    _videos(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    (tmp_path / "captions.json").write_text('{"a.mp4": "x", "b.mp4": "y", "gone.mp4": "z"}')
+    (tmp_path / "list.json").write_text('["b.mp4", "c"]')
+    listing = _read(tmp_path, only=tmp_path / "list.json")
+    assert list(_captions(listing)) == ["b.mp4"]
+    assert list(_reasons(listing)) == ["c.mp4"]
+    assert list(_captions(_read(tmp_path, only=["a.mp4"]))) == ["a.mp4"]
+    for given, message in (
+        (["a.mp", "b.mp4"], "'a.mp': no such video.*did you mean a.mp4"),
+        ([], "data.only is empty"),
+        (tmp_path / "none.json", "cannot be read"),
+        (tmp_path / "captions.json", "a JSON list of names is expected"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            _read(tmp_path, only=given)
+
+
+def test_sources_by_pattern(tmp_path: Path) -> None:
+    _videos(tmp_path, "film_1.mp4", "film_2.mp4", "other.mp4")
+    (tmp_path / "captions.json").write_text('{"film_1": "x", "film_2": "y", "other": "z"}')
+    listing = _read(tmp_path, source_pattern=r"^(.+)_\d+\.mp4$")
+    assert [clip.source for clip in listing.clips] == ["film", "film"]
+    assert "does not match" in _reasons(listing)["other.mp4"]
+
+
+def test_nothing_to_read_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"data.path = .*none: no such folder"):
+        _read(tmp_path / "none")
+    with pytest.raises(UsageError, match="no video files"):
+        _read(tmp_path)
+    _videos(tmp_path, "a.mp4")
+    with pytest.raises(UsageError, match=r"no captions found \(looked for captions.json"):
+        _read(tmp_path)
+    with pytest.raises(UsageError, match="data.videos = .*no such folder"):
+        _read(tmp_path, videos=tmp_path / "none")
+    with pytest.raises(UsageError, match="data.captions = .*no such file"):
+        _read(tmp_path, captions=tmp_path / "none.json")
+    with pytest.raises(UsageError, match="there is no .*metadata.json"):
+        _read(tmp_path, format="metadata_json")
+    with pytest.raises(UsageError, match="no .txt file of any video's name"):
+        _read(tmp_path, format="txt")
+    (tmp_path / "captions.json").write_text('{"a.mp4": "x"}')
+    (tmp_path / "metadata.json").write_text('{"a": "x"}')
+    with pytest.raises(UsageError, match="several formats; set data.format to one of captions_json, metadata_json"):
+        _read(tmp_path)
+    assert _read(tmp_path, format="metadata_json").format == "metadata_json"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"{", "not valid JSON"),
+        (b'["a.mp4"]', "holds a list"),
+        (b'{"a.mp4": "M\xe4dchen"}', r"not UTF-8 text \(at byte 12\)"),
+        ('{"a.mp4": "x"}'.encode("utf-16-le"), "zero bytes"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b"{}", "holds no captions"),
+    ],
+)
+def test_unreadable_json_is_one_message(tmp_path: Path, data: bytes, message: str) -> None:
+    _videos(tmp_path, "a.mp4")
+    (tmp_path / "captions.json").write_bytes(data)
+    with pytest.raises(UsageError, match=message):
+        _read(tmp_path)
+
+
+def test_the_real_clips(shared: Callable[[str], Path]) -> None:
+    folder = shared("clips")
+    assert len(_read(folder).clips) == 50
+    eight = _read(folder, only=folder / "eight.json")
+    assert [clip.id for clip in eight.clips] == sorted(json.loads((folder / "eight.json").read_text()))
+    assert not eight.dropped

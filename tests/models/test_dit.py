@@ -1,0 +1,198 @@
+"""The DiT: shapes, what influences what, invariances, and clear errors."""
+
+import copy
+
+import pytest
+import torch
+
+from reelwright.config import Config
+from reelwright.models.dit import DiT, DiTConfig
+from reelwright.types import Size, Text, UsageError
+
+torch.set_num_threads(1)
+
+CHANNELS, TEXT_WIDTH = 6, 10
+VARIANTS = {
+    "full": {},
+    "factorised": {"layout": "factorised"},
+    "joint": {"text_tokens": "joint"},
+    "patched": {"patch": (1, 2, 2)},
+}
+
+
+def make(awake: bool = True, **settings) -> DiT:
+    """A small model; `awake` gives its zero-initialised parts random weights, so that everything has an influence."""
+    torch.manual_seed(0)
+    model = DiTConfig.parse({"width": 24, "depth": 2, "heads": 2, **settings}).build(CHANNELS, TEXT_WIDTH)
+    if awake:
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def inputs(size=(2, 4, 4), batch=2, length=5, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, CHANNELS, *size, generator=generator, dtype=dtype)
+    t = torch.rand(batch, generator=generator, dtype=dtype)
+    mask = torch.ones(batch, length, dtype=torch.bool)
+    mask[-1, length - 2 :] = False
+    return x, t, Text(torch.randn(batch, length, TEXT_WIDTH, generator=generator, dtype=dtype), mask)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("size", [(1, 2, 2), (2, 4, 6), (5, 8, 2)])
+def test_shapes_of_any_size(variant, size):
+    x, t, text = inputs(size)
+    out = make(**VARIANTS[variant])(x, t, text)
+    assert out.shape == x.shape and out.dtype == x.dtype
+    assert out.isfinite().all() and out.std() > 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_untrained_prediction_is_exactly_zero_and_learns(variant):
+    model = make(awake=False, **VARIANTS[variant])
+    x, t, text = inputs()
+    out = model(x, t, text)
+    assert torch.equal(out, torch.zeros_like(x))
+    (out - x).square().mean().backward()
+    assert model.head.weight.grad is not None and model.head.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_and_input_has_an_influence(variant):
+    model = make(**VARIANTS[variant])
+    x, t, text = inputs()
+    x.requires_grad_(), t.requires_grad_(), text.values.requires_grad_()
+    (model(x, t, text) * torch.randn(x.shape)).sum().backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not silent
+    assert all(v.grad is not None and v.grad.abs().max() > 0 for v in (x, t, text.values))
+
+
+def influence(model: DiT, place: tuple[int, int, int]) -> torch.Tensor:
+    """Which latent positions `f h w` the output at `place` depends on."""
+    x, t, text = inputs((3, 2, 2), batch=1)
+    x.requires_grad_()
+    model(x, t, text)[(0, slice(None), *place)].sum().backward()
+    assert x.grad is not None
+    return x.grad[0].abs().sum(0) > 1e-9
+
+
+def test_factorised_blocks_mix_within_a_frame_then_across_frames():
+    model = make(layout="factorised")
+    blocks = model.blocks
+    model.blocks = blocks[:1]
+    within = influence(model, (1, 0, 1))
+    assert within[1].all() and not within[0].any() and not within[2].any()
+    model.blocks = torch.nn.ModuleList([IdentityBlock(), blocks[1]])
+    across = influence(model, (1, 0, 1))
+    assert across[:, 0, 1].all() and across.sum() == 3
+    model.blocks = blocks
+    assert influence(model, (1, 0, 1)).all()
+
+
+class IdentityBlock(torch.nn.Module):
+    def forward(self, x, *_):
+        return x
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_padding_changes_nothing(variant):
+    model = make(**VARIANTS[variant]).double()
+    x, t, text = inputs(dtype=torch.float64)
+    padding = torch.full((2, 3, TEXT_WIDTH), 7.0, dtype=torch.float64)
+    longer = Text(torch.cat([text.values, padding], 1), torch.cat([text.mask, torch.zeros(2, 3, dtype=torch.bool)], 1))
+    torch.testing.assert_close(model(x, t, longer), model(x, t, text), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_sample_does_not_depend_on_its_batch(variant):
+    model = make(**VARIANTS[variant]).double()
+    x, t, text = inputs(batch=3, dtype=torch.float64)
+    together = model(x, t, text)
+    for i in range(3):
+        alone = model(x[i : i + 1], t[i : i + 1], Text(text.values[i : i + 1], text.mask[i : i + 1]))
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-10, rtol=1e-10)
+
+
+def test_places_are_told_apart_even_where_all_latents_are_alike():
+    x, t, text = inputs()
+    out = make()(torch.zeros_like(x), t, text)[0].flatten(1).T  # n c
+    assert (torch.cdist(out, out) + torch.eye(len(out))).min() > 1e-3
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradient_checkpointing_changes_no_gradient(variant):
+    plain = make(**VARIANTS[variant])
+    saving = make(gradient_checkpointing=True, **VARIANTS[variant])
+    saving.load_state_dict(plain.state_dict())
+    x, t, text = inputs()
+    for model in (plain, saving):
+        model(x, t, text).square().sum().backward()
+    for a, b in zip(plain.parameters(), saving.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_autocast_is_close_to_float32():
+    model = make()
+    x, t, text = inputs()
+    exact = model(x, t, text)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = model(x, t, text)
+    assert fast.dtype == torch.float32
+    assert (fast - exact).norm() / exact.norm() < 0.05
+
+
+def test_sizes_that_do_not_fit_the_patch():
+    model = make(patch=(1, 2, 4))
+    assert model.check_size(Size(3, 4, 8)) == Size(3, 2, 2)
+    with pytest.raises(ValueError, match=r"width = 6 latents do not fit model.patch = 4 along width.*use 4 or 8"):
+        model.check_size(Size(3, 4, 6))
+    with pytest.raises(ValueError, match=r"height = 1 .* use 2 latents"):
+        model(*inputs((1, 1, 4)))
+
+
+def test_wrong_inputs_name_what_was_expected():
+    model = make()
+    x, t, text = inputs()
+    with pytest.raises(ValueError, match="x_t"):
+        model(x[:, :3], t, text)
+    with pytest.raises(ValueError, match="one time a sample"):
+        model(x, t[:1], text)
+    with pytest.raises(ValueError, match="text"):
+        model(x, t, Text(text.values[..., :4], text.mask))
+    with pytest.raises(ValueError, match="single real token"):
+        model(x, t, Text(text.values, torch.zeros_like(text.mask)))
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"width": 100, "heads": 3}, "head dimension"),
+        ({"text_tokens": "joint", "layout": "factorised"}, "text_tokens = cross"),
+        ({"layout": "factorised", "depth": 3}, "depth must be even"),
+        ({"size": "S", "width": 256}, "size = S means width = 384"),
+        ({"attention": "fast"}, "attention"),
+    ],
+)
+def test_contradicting_settings(settings, words):
+    with pytest.raises(UsageError, match=words):
+        DiTConfig.parse(settings)
+
+
+def test_size_presets_survive_saving():
+    config = DiTConfig.parse({"size": "B"})
+    assert (config.width, config.depth, config.heads) == (768, 12, 12)
+    assert DiTConfig.parse(config.plain()) == config
+    assert isinstance(config, Config)
+
+
+def test_lora_targets_name_linear_layers():
+    model = make()
+    linears = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert set(model.lora_targets) <= linears
+
+
+def test_copies_predict_the_same():
+    model = make()
+    assert torch.equal(copy.deepcopy(model)(*inputs()), model(*inputs()))

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter, label
+
+from reelwright.shapes.checker import read
+from reelwright.shapes.checker_matte import dilate, largest_components
+from reelwright.shapes.frozen import FROZEN_HASH, checker_hash
+from reelwright.shapes.renderer import render
+from reelwright.shapes.scores import is_right, score
+from reelwright.shapes.splits import prompts
+from reelwright.shapes.world import TRACKS
+from reelwright.types import Size
+
+FPS = 8.0
+
+
+def degraded(video, blur=0.0, noise=0.0, seed=0):
+    """Blur of a standard deviation in pixels, then Gaussian noise in grey levels."""
+    values = gaussian_filter(video.astype(np.float64), (0, blur, blur, 0), mode="nearest")
+    values += np.random.default_rng(seed).normal(0.0, noise, video.shape) if noise else 0.0
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def share_right(rendered, change, step=1):
+    pairs = list(zip(rendered.prompts, rendered.videos, strict=True))[::step]
+    return float(np.mean([is_right(p, read(change(v), FPS)) for p, v in pairs]))
+
+
+def test_the_checker_is_the_frozen_one():
+    """If this fails the checker has changed: every published table must be made again before the hash is renewed."""
+    assert checker_hash() == FROZEN_HASH
+
+
+def test_perfect_clips_are_read_right_in_every_factor(rendered):
+    readings = [read(video, FPS) for video in rendered.videos]
+    wrong = [
+        (name, value, reading.factors.stated().get(name), reading.reasons)
+        for prompt, reading in zip(rendered.prompts, readings, strict=True)
+        for name, value in prompt.scene.objects[0].factors.stated().items()
+        if reading.factors.stated().get(name) != value
+    ]
+    assert wrong == []
+    result = score(zip(rendered.prompts, readings, strict=True))
+    assert result.direction_error_degrees is not None and result.direction_error_degrees < 0.5
+    assert result.path_residual_pixels is not None and result.path_residual_pixels < 0.1
+
+
+def test_the_measured_state_is_the_scenes(rendered):
+    for prompt, video in list(zip(rendered.prompts, rendered.videos, strict=True))[::6]:
+        moving, path = prompt.scene.objects[0], read(video, FPS).trajectory
+        assert path is not None
+        assert path.start == pytest.approx(moving.start, abs=0.005)
+        assert path.velocity == pytest.approx(moving.velocity, abs=0.005)
+        assert path.start_radius == pytest.approx(moving.radius, abs=0.005)
+        assert path.growth == pytest.approx(moving.growth, abs=0.005)
+        assert path.spin == pytest.approx(moving.spin, abs=2.5)
+        assert (path.duration_seconds, path.pixels) == (2.0, 64)
+
+
+def test_what_an_mp4_does_leaves_the_reading_alone(rendered):
+    assert share_right(rendered, lambda v: degraded(v, blur=0.7, noise=4.0), step=2) >= 0.99
+
+
+@pytest.mark.parametrize(("blur", "noise"), [(1.0, 0.0), (1.5, 0.0), (2.0, 0.0), (0.0, 8.0), (0.0, 16.0)])
+def test_blur_and_noise_sweep(rendered, blur, noise):
+    assert share_right(rendered, lambda v: degraded(v, blur, noise), step=4) >= 0.98
+
+
+def test_hard_track_under_a_blur_of_one_pixel():
+    asked = prompts("in_distribution", 60, seed=2, track="s1-hard")
+    right = [is_right(p, read(degraded(render(p.scene, Size(16, 64, 64), FPS), blur=1.0), FPS)) for p in asked]
+    assert np.mean(right) >= 0.98
+
+
+@pytest.mark.parametrize("size", [Size(16, 32, 32), Size(16, 96, 96), Size(8, 64, 64), Size(16, 48, 80)])
+def test_other_sizes(size):
+    asked = prompts("held_out_pairs", 40, seed=3)
+    right = [is_right(p, read(render(p.scene, size, size.frames / 2), size.frames / 2)) for p in asked]
+    assert np.mean(right) >= 0.975
+
+
+def test_a_missing_frame_is_forgiven_and_four_are_not(rendered):
+    video = rendered.videos[0].copy()
+    video[5] = video[5, 0, 0]
+    assert is_right(rendered.prompts[0], read(video, FPS))
+    video[5:9] = video[5, 0, 0]
+    reading = read(video, FPS)
+    assert not reading.valid and reading.abstained == "the object is not there throughout"
+
+
+def test_two_objects_are_not_one(rendered):
+    first = rendered.videos[0]
+    second = np.roll(first, 32, axis=(1, 2)[0])
+    both = np.maximum(first, second)
+    assert read(both, FPS).abstained == "there is more than one object"
+
+
+def test_an_outline_or_colour_of_another_world_is_not_guessed():
+    y, x = np.mgrid[:64, :64] - 31.5
+    ring = np.abs(np.hypot(x, y) - 12) < 3
+    disc = np.hypot(x, y) < 12
+    video = np.full((16, 64, 64, 3), 38, dtype=np.uint8)
+    ring_video, olive_video = video.copy(), video.copy()
+    ring_video[:, ring] = (205, 25, 45)
+    olive_video[:, disc] = (120, 100, 60)
+    ring_reading, olive_reading = read(ring_video, FPS), read(olive_video, FPS)
+    assert ring_reading.factors.shape is None and ring_reading.factors.colour == "red"
+    assert olive_reading.factors.shape == "circle" and olive_reading.factors.colour is None
+
+
+def test_crooked_and_double_motions_are_not_guessed(rendered):
+    index = next(i for i, p in enumerate(rendered.prompts) if p.stated[0].motion == "still")
+    still = rendered.videos[index]
+    wander = np.stack([np.roll(frame, (i % 2) * 6, axis=0) for i, frame in enumerate(still)])
+    assert read(wander, FPS).abstained == "the path is not a straight line"
+    growing = next(i for i, p in enumerate(rendered.prompts) if p.stated[0].motion == "growing")
+    both = np.stack([np.roll(frame, -round(i * 0.8), axis=0) for i, frame in enumerate(rendered.videos[growing])])
+    assert read(both, FPS).factors.motion is None
+
+
+def test_components_agree_with_scipy():
+    rng = np.random.default_rng(0)
+    mask = gaussian_filter(rng.normal(size=(12, 40, 50)), (0, 1.2, 1.2)) > 0.05
+    mask[3] = False
+    mine = largest_components(mask)
+    for frame in range(len(mask)):
+        labels, count = label(mask[frame])
+        areas = np.sort(np.bincount(labels.ravel())[1:])[::-1]
+        assert mine.main_area[frame] == (areas[0] if count else 0)
+        assert mine.other_area[frame] == (areas[1] if count > 1 else 0)
+        assert mine.main[frame].sum() == mine.main_area[frame]
+        assert len(np.unique(labels[mine.main[frame]])) <= 1
+    assert (mine.main | mine.others == mask).all() and not (mine.main & mine.others).any()
+
+
+def test_dilate_reaches_a_square():
+    mask = np.zeros((1, 9, 9), dtype=bool)
+    mask[0, 4, 4] = True
+    grown = dilate(mask, 2)
+    assert grown.sum() == 25 and grown[0, 2:7, 2:7].all()
+
+
+def test_bad_videos_are_refused():
+    good = np.zeros((8, 32, 32, 3), dtype=np.uint8)
+    for bad in (good.astype(np.float32), good[..., :1], good[0], good[:3], good[:, :8]):
+        with pytest.raises(ValueError, match="checker"):
+            read(bad, FPS)
+    with pytest.raises(ValueError, match="fps"):
+        read(good, 0.0)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("track", TRACKS)
+@pytest.mark.parametrize("split", ["in_distribution", "held_out_pairs", "held_out_triples", "paraphrases"])
+def test_1024_renders_a_split(track, split):
+    asked = prompts(split, 1024, seed=11, track=track)
+    videos = [render(p.scene, Size(16, 64, 64), FPS) for p in asked]
+    assert np.mean([is_right(p, read(v, FPS)) for p, v in zip(asked, videos, strict=True)]) >= 0.99
+    softened = [degraded(v, 0.7, 4.0) for v in videos]
+    assert np.mean([is_right(p, read(v, FPS)) for p, v in zip(asked, softened, strict=True)]) >= 0.97

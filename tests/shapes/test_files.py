@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from reelwright.shapes.files import read_scenes, training_prompts, write_collection
+from reelwright.shapes.renderer import render
+from reelwright.types import Size, UsageError
+
+SIZE, FPS = Size(4, 16, 16), 8.0
+
+
+def save(path, video, fps):
+    with path.open("wb") as file:
+        np.save(file, video)
+
+
+def write(out, clips=5, seed=0, track="s1", write_video=save, progress=None):
+    return write_collection(out, clips, seed, track, SIZE, FPS, write_video, progress)
+
+
+def test_a_collection_holds_videos_captions_and_scenes(tmp_path):
+    seen = []
+    assert write(tmp_path / "new" / "set", progress=lambda done, total: seen.append((done, total))) == 5
+    out = tmp_path / "new" / "set"
+    expected = training_prompts(5, 0, "s1", duration_seconds=0.5)
+    assert read_scenes(out) == {f"{i:05}.mp4": prompt for i, prompt in enumerate(expected)}
+    captions = json.loads((out / "captions.json").read_text())
+    assert captions == {f"{i:05}.mp4": prompt.caption for i, prompt in enumerate(expected)}
+    assert sorted(p.name for p in (out / "videos").iterdir()) == sorted(captions)
+    assert (np.load(out / "videos" / "00003.mp4") == render(expected[3].scene, SIZE, FPS)).all()
+    assert seen == [(i, 5) for i in range(1, 6)]
+
+
+def test_the_same_call_again_does_nothing_or_completes(tmp_path):
+    write(tmp_path)
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()}
+    assert write(tmp_path) == 0
+    assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()}
+    (tmp_path / "videos" / "00002.mp4").unlink()
+    (tmp_path / "captions.json").unlink()
+    assert write(tmp_path) == 1
+    assert {p: content for p, (_, content) in before.items()} == {p: p.read_bytes() for p in before}
+
+
+def test_a_kill_in_the_middle_leaves_no_half_clip(tmp_path):
+    def killed(path, video, fps):
+        path.write_bytes(b"half")
+        if path.name.endswith("00002.mp4"):
+            raise KeyboardInterrupt
+        save(path, video, fps)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, write_video=killed)
+    assert not (tmp_path / "videos" / "00002.mp4").exists() and not (tmp_path / "captions.json").exists()
+    assert write(tmp_path) == 3
+    assert len(list((tmp_path / "videos").iterdir())) == 5
+
+
+def test_other_collections_and_foreign_files_are_not_touched(tmp_path):
+    write(tmp_path / "ours")
+    with pytest.raises(UsageError, match=r"seed 1 \(there: 0\)"):
+        write(tmp_path / "ours", seed=1)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="no shapes collection"):
+        write(foreign)
+    with pytest.raises(UsageError, match="is a file"):
+        write(foreign / "notes.txt")
+    assert [p.name for p in foreign.iterdir()] == ["notes.txt"]
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(UsageError, match="clips = 0"):
+        write(tmp_path, clips=0)
+    with pytest.raises(UsageError, match="s1-hard"):
+        write(tmp_path, track="hard")
+    with pytest.raises(UsageError, match="not the scenes file"):
+        read_scenes(tmp_path)
