@@ -139,14 +139,14 @@ def test_checkpoints_are_listed_in_order(run: RunDirectory) -> None:
 
 
 def test_scores_come_back(run: RunDirectory) -> None:
-    assert run.read_scores() == []
+    assert run.read_scores() == ([], "")
     rows = [{"row": "model", "metric": "joint accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "n": 256}]
-    run.write_scores(rows)
-    assert run.read_scores() == rows
+    run.write_scores(rows, "on a laptop")
+    assert run.read_scores() == (rows, "on a laptop")
     with pytest.raises(ValueError, match="lacks metric"):
         run.write_scores([{"row": "model", "value": 1.0}])
     run.scores_path.write_text("[{")
-    with pytest.raises(UserError, match="not valid JSON"):
+    with pytest.raises(UserError, match="damaged"):
         run.read_scores()
 
 

@@ -93,7 +93,7 @@ def shapes(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="folder for the clips")],
     clips: Annotated[int, typer.Option(min=1, help="number of clips")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="same seed, same bytes")] = 0,
-    palette: Annotated[str, typer.Option(help="core or hard")] = "core",
+    track: Annotated[str, typer.Option(help="s1, or s1-hard with more shapes and backgrounds")] = "s1",
     frames: Annotated[int, typer.Option(min=2)] = 16,
     width: Annotated[int, typer.Option(min=16)] = 64,
     height: Annotated[int, typer.Option(min=16)] = 64,
@@ -106,7 +106,7 @@ def shapes(
 
     with Progress() as progress:
         write_collection(
-            out, clips, seed, palette, Size(frames, height, width), fps, write_video,
+            out, clips, seed, track, Size(frames, height, width), fps, write_video,
             progress=lambda done, total: progress("rendering", done, total),
         )  # fmt: skip
     print(f"{clips} clips in {out / 'videos'}, captions in {out / 'captions.json'}, states in {out / 'scenes.json'}")

@@ -100,7 +100,7 @@ def run_evaluate(
     result.notes.append(conditions_line(result.about))
     run = _run_of(model)
     if run is not None:
-        run.write_scores(result.rows)
+        run.write_scores(result.rows, conditions_line(result.about))
         write_run_page(run)
         result.notes.append(f"scores: {run.scores_path}; report: {run.report_path}")
     return result
@@ -157,7 +157,7 @@ def _measure_shapes(
         result.printed.append(("memorisation", ["row", "metric", "value", "n"], rows))
     run = _run_of(model)
     if run is not None:
-        sheet = run.path / "evaluation.png"
+        sheet = run.evaluation_sheet
         contact_sheet([video for video, _ in benchmark.shown], [label for _, label in benchmark.shown], sheet)
         result.notes.append(f"contact sheet: {sheet}")
 
@@ -205,8 +205,8 @@ def _measure_nearest(
     run = _run_of(model)
     if run is not None:
         labels = [f"{caption} ({value:.1f} dB)" for caption, value in zip(captions, decibels, strict=True)]
-        grid_sheet(clips, videos, labels, run.path / "evaluation.png")
-        result.notes.append(f"contact sheet, original above generated: {run.path / 'evaluation.png'}")
+        grid_sheet(clips, videos, labels, run.evaluation_sheet)
+        result.notes.append(f"contact sheet, original above generated: {run.evaluation_sheet}")
 
 
 def _measure_held_out(model: LoadedModel, compute: Compute, result: Result) -> None:

@@ -33,7 +33,8 @@ from reelwright.types import Text, UserError
 Progress = Callable[[str, int, int], None]  # stage, done, total
 EMPTY = ""  # the caption that stands for 'no caption' in classifier-free guidance
 FIT_CLIPS = 1024  # windows a codec is fitted on at most, evenly taken from the training split
-ENCODE_BATCH = 8
+ENCODE_BATCH = 16
+TEXT_BATCH = 64
 KEPT_BYTES = 512 << 20
 CHECKED_CLIPS = 16  # windows the codec's round trip is measured on
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -58,7 +59,8 @@ class Summary:
             "reused": len(self.manifest.samples) - self.encoded,
             "texts_encoded": self.texts,
             "fitted": self.fitted,
-            "codec_psnr_db": self.manifest.about.get("codec_psnr_db"),
+            "codec_psnr_db": self.manifest.about["codec_psnr_db"],
+            "captions_cut": self.manifest.about["captions_cut"],
             "dropped": [{"id": d.id, "reason": d.reason} for d in self.manifest.dropped],
         }
 
@@ -73,6 +75,11 @@ class Summary:
             f"{counts['dropped']} clips dropped; {self.encoded} encoded now, {facts['reused']} were there; "
             f"{self.texts} captions encoded now"
         )
+        if facts["captions_cut"]:
+            lines.append(
+                f"{facts['captions_cut']} captions are longer than text.length = {self.recipe.text.length} tokens; "
+                "their ends are not seen: raise text.length"
+            )
         if facts["codec_psnr_db"] is not None:
             lines.append(f"codec round trip: {facts['codec_psnr_db']:.1f} dB PSNR (what the best model could reach)")
         return lines
@@ -135,7 +142,11 @@ def prepare(recipe: Recipe, progress: Progress = lambda *_: None, verify: bool =
         for sample in inspection.samples
         if sample.clip.id not in lost
     )
-    about = {"codec_psnr_db": _codec_psnr(codec, cache, frames, inspection, keys), "text_width": text.width}
+    about = {
+        "codec_psnr_db": _codec_psnr(codec, cache, frames, inspection, keys),
+        "text_width": text.width,
+        "captions_cut": _count_cut(text, sorted(captions)),
+    }
     manifest = Manifest(
         manifest_key(recipe), samples, (*inspection.dropped, *frames.dropped), codec_fingerprint, text_fingerprint,
         text_key(EMPTY, text_fingerprint), about,
@@ -227,6 +238,21 @@ class _Frames:
         yield sample, frames
 
 
+class _Videos:
+    """Decoded windows as a codec's `fit` reads them: float `1 3 f h w`, of known number."""
+
+    def __init__(self, frames: _Frames, samples: Sequence[Sample], on_read: Callable[[int], None]) -> None:
+        self._frames, self._samples, self._on_read = frames, samples, on_read
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for number, (_, pixels) in enumerate(self._frames.read(self._samples, keep=True), start=1):
+            self._on_read(number)
+            yield pixels_to_video(torch.from_numpy(pixels)[None])
+
+
 def _fitted_codec(recipe: Recipe) -> Any | None:
     """The codec as fitted before; None where it still has to be."""
     if recipe.codec.build().needs_fit and not fitted_path(recipe, "codec").exists():
@@ -246,12 +272,7 @@ def _fit_codec(recipe: Recipe, inspection: Inspection, frames: _Frames, progress
     training = [sample for sample in inspection.samples if sample.split == "train"] or list(inspection.samples)
     chosen = training[:: -(-len(training) // FIT_CLIPS)]
 
-    def videos() -> Iterator[Tensor]:
-        for number, (_, pixels) in enumerate(frames.read(chosen, keep=True), start=1):
-            progress("fitting the codec", number, len(chosen))
-            yield pixels_to_video(torch.from_numpy(pixels)[None])
-
-    codec.fit(videos())
+    codec.fit(_Videos(frames, chosen, lambda done: progress("fitting the codec", done, len(chosen))))
     _write(fitted_path(recipe, "codec"), save(codec.state_dict()))
     return codec
 
@@ -285,30 +306,40 @@ def _encode(
             pixels = torch.from_numpy(np.stack([pixels for _, pixels in batch]))
             with torch.no_grad():
                 posterior = codec.encode(pixels_to_video(pixels).to(device))
-            for row, (sample, _) in enumerate(batch):
-                tensors = {"mean": posterior.mean[row].to(dtype)}
-                if posterior.logvar is not None:
-                    tensors["logvar"] = posterior.logvar[row].to(dtype)
-                cache.put(keys[sample.index], f"latent-{size}", tensors)
+            parts = {"mean": posterior.mean, "logvar": posterior.logvar}
+            parts = {name: tensor.to("cpu", dtype) for name, tensor in parts.items() if tensor is not None}
+            items = {
+                keys[sample.index]: {name: tensor[row] for name, tensor in parts.items()}
+                for row, (sample, _) in enumerate(batch)
+            }
+            cache.put_many(f"latent-{size}", items)
             done += len(batch)
             progress("encoding", done, len(todo))
     codec.to("cpu")
     return done
 
 
+def _count_cut(text: Any, captions: Sequence[str]) -> int:
+    """Captions with more tokens than the encoder takes: their ends are not seen."""
+    return sum(count > text.length for count in text.count_tokens(list(captions)))
+
+
 def _encode_texts(text: Any, fingerprint: str, cache: Cache, captions: Sequence[str], progress: Progress) -> int:
     """Each distinct caption once: token ids of a trainable encoder, embeddings of a frozen one, without padding."""
     todo = [caption for caption in captions if not cache.has(text_key(caption, fingerprint))]
-    for start in range(0, len(todo), 64):
-        chunk = todo[start : start + 64]
+    for start in range(0, len(todo), TEXT_BATCH):
+        chunk = todo[start : start + TEXT_BATCH]
         tokens = text.tokenize(chunk)
         encoded = tokens
         if not text.trainable:
             with torch.no_grad():
                 encoded = text(tokens)
-        for caption, values, mask in zip(chunk, encoded.values, encoded.mask, strict=True):
-            item = {"tokens": values[mask].int()} if text.trainable else {"embeddings": values[mask].float()}
-            cache.put(text_key(caption, fingerprint), "text", item)
+        name = "tokens" if text.trainable else "embeddings"
+        dtype = torch.int32 if text.trainable else torch.float32
+        rows = zip(chunk, encoded.values, encoded.mask, strict=True)
+        cache.put_many(
+            "text", {text_key(caption, fingerprint): {name: values[mask].to(dtype)} for caption, values, mask in rows}
+        )
         progress("captions", start + len(chunk), len(todo))
     return len(todo)
 

@@ -6,6 +6,7 @@
     samples/          step-0001000-00.mp4 ... with their recipes beside them
     checkpoints/      step-0001000/ ...
     scores.json       what `evaluate` measured
+    evaluation.png    what it looked at
     report.html       all of it on one page
 
 Whoever trains holds the lock; reading needs none.
@@ -45,6 +46,7 @@ class RunDirectory:
         self.log_path = self.path / "training.log"
         self.lock_path = self.path / "lock"
         self.scores_path = self.path / "scores.json"
+        self.evaluation_sheet = self.path / "evaluation.png"
         self.report_path = self.path / "report.html"
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
@@ -141,23 +143,27 @@ class RunDirectory:
         found = [path for path in self.checkpoints.iterdir() if _STEP_NAME.fullmatch(path.name) and path.is_dir()]
         return sorted(found, key=step_of)
 
-    def write_scores(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Save measurements, each {"row": "model", "metric": "joint accuracy", "value": 0.5, "low": 0.4, "high": 0.6,
-        "n": 256}: who was measured, by what, the value with its 95 % interval, on how many. More keys may be added."""
+    def write_scores(self, rows: Sequence[Mapping[str, Any]], conditions: str = "") -> None:
+        """Save measurements and a sentence on how they were made.
+
+        Each is {"row": "model", "metric": "joint accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "n": 256}: who was
+        measured, by what, the value with its 95 % interval, on how many. More keys (such as "split") may be added.
+        """
         for row in rows:
             if missing := {"row", "metric", "value"} - set(row):
                 raise ValueError(f"a score needs row, metric and value; {dict(row)} lacks {', '.join(sorted(missing))}")
-        _replace_file(self.scores_path, json.dumps([_finite(row) for row in rows], indent=2, allow_nan=False) + "\n")
+        content = {"conditions": conditions, "scores": [_finite(row) for row in rows]}
+        _replace_file(self.scores_path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
-    def read_scores(self) -> list[dict[str, Any]]:
-        """The rows `write_scores` saved; none where nothing was measured yet."""
+    def read_scores(self) -> tuple[list[dict[str, Any]], str]:
+        """The rows and the conditions `write_scores` saved; ([], "") where nothing was measured yet."""
         if not self.scores_path.is_file():
-            return []
+            return [], ""
         try:
-            rows = json.loads(self.scores_path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{self.scores_path}: not valid JSON ({error}); run `reelwright evaluate` again") from None
-        return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+            content = json.loads(self.scores_path.read_text(encoding="utf-8"))
+            return [dict(row) for row in content["scores"]], str(content["conditions"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.scores_path}: damaged ({error!r}); run `reelwright evaluate` again") from None
 
     # Who may write
 

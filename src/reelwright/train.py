@@ -98,8 +98,6 @@ def train(
             state = restore(resumed, loss_module, optimizer, ema)
             log(f"resuming from {resumed.name}")
         run.rewind(state.step)
-        if config.compile:
-            bundle.denoiser.compile_blocks()  # pyright: ignore[reportCallIssue]
         model, optimizer = accelerator.prepare(loss_module, optimizer)
         if state.scaler and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state.scaler)

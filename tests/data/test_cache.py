@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -78,14 +79,16 @@ def test_types_and_shapes_survive(tmp_path: Path) -> None:
 
 def test_non_finite_values_never_reach_the_disk(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    for value in (float("nan"), float("inf")):
+    for value in (float("nan"), float("inf"), float("-inf")):
         with pytest.raises(ValueError, match="mean holds NaN or infinity"):
             cache.put(_key(1), "latent", {"mean": torch.tensor([1.0, value])})
+    large = torch.full((100,), 60_000.0, dtype=torch.float16)  # finite, although their sum is not in half precision
+    cache.put(_key(2), "latent", {"mean": large, "sum": torch.full((4,), 3e38)})
     with pytest.raises(ValueError, match="hexadecimal key"):
         cache.put("../x", "latent", {"mean": torch.ones(1)})
     with pytest.raises(ValueError, match="plain kind"):
         cache.put(_key(1), "../latent", {"mean": torch.ones(1)})
-    assert not cache.keys()
+    assert cache.keys() == {_key(2)}
 
 
 def test_many_items_are_packed_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +165,7 @@ def test_abandoned_temporary_files_go(tmp_path: Path) -> None:
     old, young = tmp_path / "pending/.x.1-1.tmp", tmp_path / "pending/.y.1-1.tmp"
     for path in (old, young):
         path.write_bytes(b"half")
-    os.utime(old, (time.time() - 7200,) * 2)
+    os.utime(old, (time.time() - 7200, time.time() - 7200))
     cache.pack()
     assert (old.exists(), young.exists()) == (False, True)
 
@@ -204,6 +207,20 @@ def test_kill_9_and_two_writers_at_once(tmp_path: Path, monkeypatch: pytest.Monk
         assert all(_same(cache.get(key), _item(int(key, 16))) for key in cache.keys())  # noqa: SIM118
     assert Cache(tmp_path).keys() == {_key(number) for number in range(90)}
     assert not list((tmp_path / "pending").glob("*.safetensors"))
+
+
+def test_only_one_process_packs_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = _filled(tmp_path, pack=False)
+    with (tmp_path / "lock").open("a+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write("12345")
+        other.flush()
+        monkeypatch.setattr(cache_module, "_LOCK_SECONDS", 0.1)
+        with pytest.raises(UserError, match="held for minutes by process 12345; stop it"):
+            cache.pack()
+        assert len(list((tmp_path / "pending").iterdir())) == 6
+    cache.pack()  # its holder is gone: nothing to clean up
+    assert not list((tmp_path / "pending").iterdir())
 
 
 def test_a_reader_follows_an_item_that_another_process_packed(tmp_path: Path) -> None:
@@ -264,16 +281,51 @@ def test_truncated_shards_are_found_and_the_way_out_works(tmp_path: Path) -> Non
 
 def test_a_damaged_pending_item_is_made_again(tmp_path: Path) -> None:
     _filled(tmp_path, pack=False)
-    path = tmp_path / "pending" / f"{_key(1)}.safetensors"
-    data = bytearray(path.read_bytes())
+    flipped, cut, *_ = sorted((tmp_path / "pending").iterdir())
+    data = bytearray(flipped.read_bytes())
     data[-1] ^= 1
-    path.write_bytes(bytes(data))
+    flipped.write_bytes(bytes(data))
+    cut.write_bytes(cut.read_bytes()[:100])
     cache = Cache(tmp_path)
-    with pytest.raises(CacheDamaged, match="checksum"):
-        cache.get(_key(1))
-    cache.pack()
-    assert not cache.has(_key(1))
     assert len(cache.keys()) == 5
+    assert [str(flipped) in str(damage) for damage in cache.verify()] == [True]
+    cache.pack()
+    assert len(cache.keys()) == 4
+    for number in range(6):
+        if not cache.has(_key(number)):
+            cache.put(_key(number), "text", _item(number))
+    assert all(_same(cache.get(_key(number)), _item(number)) for number in range(6))
+
+
+def test_flipped_bits_in_pending_items_are_found_or_the_items_made_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.put_many("text", {_key(number): {"tokens": torch.arange(3 + number)} for number in range(2)})
+    path = next((tmp_path / "pending").iterdir())
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << at % 8
+        path.write_bytes(bytes(flipped))
+        cache, missing = Cache(tmp_path), 0
+        for number in range(2):
+            try:
+                assert _same(cache.get(_key(number)), {"tokens": torch.arange(3 + number)}), at
+            except (CacheDamaged, KeyError):
+                missing += 1
+        assert missing, at
+
+
+def test_several_items_at_once(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.put_many("text", {_key(number): _item(number) for number in range(5)})
+    cache.put_many("text", {})
+    assert len(list((tmp_path / "pending").iterdir())) == 1
+    assert all(_same(Cache(tmp_path).get(_key(number)), _item(number)) for number in range(5))
+    with pytest.raises(ValueError, match="NaN"):
+        cache.put_many("text", {_key(8): _item(8), _key(9): {"mean": torch.tensor(float("nan"))}})
+    assert not cache.has(_key(8))
+    cache.pack()
+    assert all(_same(Cache(tmp_path).get(_key(number)), _item(number)) for number in range(5))
 
 
 def test_items_of_another_schema_are_no_hits(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_an_empty_caption_without_a_token_is_refused(tmp_path: Path) -> None:
 
 def test_latents_that_are_not_finite_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, manifest = _prepared(tmp_path)
-    monkeypatch.setattr(cache_module, "_finite", lambda tensor: True)
+    monkeypatch.setattr(cache_module, "is_finite", lambda tensor: True)
     key = "ab" * 20
     cache.put(key, "latent", {"mean": torch.full((3, *LATENT.tuple), float("nan"))})
     bad = PreparedSample(50, "nan.mp4", 0, 0.0, ("x",), "train", SIZE, LATENT, key, (manifest.empty_text_key,))

@@ -14,8 +14,9 @@ def _picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def _area_by_subdivision(picture: np.ndarray, top: int, left: int, height: float, width: float, out: tuple[int, int]):
+def _area_by_subdivision(picture: np.ndarray, part: tuple[float, ...], out: tuple[int, int]):
     """Area mean by the integral of the picture, in float64."""
+    top, left, height, width = part
     integral = np.zeros((picture.shape[0] + 1, picture.shape[1] + 1, 3))
     integral[1:, 1:] = picture.astype(np.float64).cumsum(0).cumsum(1)
 
@@ -33,15 +34,15 @@ def _area_by_subdivision(picture: np.ndarray, top: int, left: int, height: float
 @pytest.mark.parametrize(
     ("stored", "wanted", "part"),
     [
-        ((90, 160), (64, 64), (0, 35, 90.0, 90.0)),
-        ((360, 640), (64, 64), (0, 140, 360.0, 360.0)),
-        ((121, 161), (32, 48), (6, 0, 161 * 32 / 48, 161.0)),
-        ((50, 66), (7, 5), (0, 15, 50.0, 50 * 5 / 7)),
+        ((90, 160), (64, 64), (0.0, 35.0, 90.0, 90.0)),
+        ((360, 640), (64, 64), (0.0, 140.0, 360.0, 360.0)),
+        ((121, 161), (32, 48), (6.0, 0.0, 161 * 32 / 48, 161.0)),
+        ((50, 66), (7, 5), (0.0, 15.0, 50.0, 50 * 5 / 7)),
     ],
 )
-def test_shrinking_is_the_area_mean(stored: tuple[int, int], wanted: tuple[int, int], part: tuple) -> None:
+def test_shrinking_is_the_area_mean(stored: tuple[int, int], wanted: tuple[int, int], part: tuple[float, ...]) -> None:
     picture = _picture(*stored)
-    exact = _area_by_subdivision(picture, *part, wanted)
+    exact = _area_by_subdivision(picture, part, wanted)
     assert np.abs(fit(picture, *wanted) - exact).max() <= 0.52  # rounding, and weights of 16 bits
 
 

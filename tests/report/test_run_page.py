@@ -50,7 +50,7 @@ def test_the_page_says_whether_it_gets_better(run: RunDirectory, losses: list, v
 def test_everything_in_the_run_is_on_the_page(run: RunDirectory) -> None:
     run.write_recipe({"seed": 0, "data": {"path": "<clips>"}})
     for step in range(1, 301):
-        record = {"step": step, "loss": 1 / step, "lr": 1e-4, "grad_norm": 0.5, "samples_per_second": 24.5}
+        record = {"step": step, "loss": 1 / step, "learning_rate": 1e-4, "grad_norm": 0.5, "samples_per_second": 24.5}
         run.append_metrics(record | ({"loss": math.nan} if step == 7 else {}))
     add_held_out(run, (1.0, 0.9, 1.1), (0.5, 0.4, 0.6))
     for step in range(100, 1100, 100):

@@ -65,7 +65,7 @@ def test_what_an_mp4_does_leaves_the_reading_alone(rendered):
 
 @pytest.mark.parametrize(("blur", "noise"), [(1.0, 0.0), (1.5, 0.0), (2.0, 0.0), (0.0, 8.0), (0.0, 16.0)])
 def test_blur_and_noise_sweep(rendered, blur, noise):
-    assert share_right(rendered, lambda v: degraded(v, blur, noise), step=4) >= 0.98
+    assert share_right(rendered, lambda v: degraded(v, blur, noise), step=6) >= 0.98
 
 
 def test_hard_track_under_a_blur_of_one_pixel():
@@ -92,7 +92,7 @@ def test_a_missing_frame_is_forgiven_and_four_are_not(rendered):
 
 def test_two_objects_are_not_one(rendered):
     first = rendered.videos[0]
-    second = np.roll(first, 32, axis=(1, 2)[0])
+    second = np.roll(first, 32, axis=1)
     both = np.maximum(first, second)
     assert read(both, FPS).abstained == "there is more than one object"
 
@@ -113,7 +113,8 @@ def test_an_outline_or_colour_of_another_world_is_not_guessed():
 def test_crooked_and_double_motions_are_not_guessed(rendered):
     index = next(i for i, p in enumerate(rendered.prompts) if p.stated[0].motion == "still")
     still = rendered.videos[index]
-    wander = np.stack([np.roll(frame, (i % 2) * 6, axis=0) for i, frame in enumerate(still)])
+    wander = still.copy()
+    wander[1::2] = np.roll(still[1::2], 6, axis=1)
     assert read(wander, FPS).abstained == "the path is not a straight line"
     growing = next(i for i, p in enumerate(rendered.prompts) if p.stated[0].motion == "growing")
     both = np.stack([np.roll(frame, -round(i * 0.8), axis=0) for i, frame in enumerate(rendered.videos[growing])])
@@ -126,7 +127,8 @@ def test_components_agree_with_scipy():
     mask[3] = False
     mine = largest_components(mask)
     for frame in range(len(mask)):
-        labels, count = label(mask[frame])
+        labels = np.zeros(mask.shape[1:], dtype=np.int32)
+        count = label(mask[frame], output=labels)
         areas = np.sort(np.bincount(labels.ravel())[1:])[::-1]
         assert mine.main_area[frame] == (areas[0] if count else 0)
         assert mine.other_area[frame] == (areas[1] if count > 1 else 0)
@@ -140,6 +142,23 @@ def test_dilate_reaches_a_square():
     mask[0, 4, 4] = True
     grown = dilate(mask, 2)
     assert grown.sum() == 25 and grown[0, 2:7, 2:7].all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_video_gets_an_answer():
+    """What untrained models make: clouds, stripes, stains, half a background. No error, no warning."""
+    rng = np.random.default_rng(0)
+    for trial in range(60):
+        frames, height, width = int(rng.integers(4, 12)), int(rng.integers(16, 50)), int(rng.integers(16, 50))
+        scale = (rng.choice([0, 1, 9]), rng.choice([0, 1, 4]), rng.choice([0, 1, 4]), 0)
+        cloud = gaussian_filter(rng.normal(size=(frames, height, width, 3)), scale)
+        video = 128 + cloud / cloud.std() * rng.choice([3, 15, 40, 90])
+        margin = int(rng.integers(0, 6))
+        inside = np.zeros((height, width), dtype=bool)
+        inside[margin : height - margin, margin : width - margin] = True
+        video[:, ~inside] = 128
+        reading = read(np.clip(video, 0, 255).astype(np.uint8), FPS)
+        assert reading.valid or (reading.abstained and not reading.factors.stated()), trial
 
 
 def test_bad_videos_are_refused():

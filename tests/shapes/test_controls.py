@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -28,7 +30,7 @@ def test_frozen_videos_score_through_still_alone(rendered):
 def test_reversed_videos_move_the_other_way(rendered):
     opposite = {"left": "right", "up": "down", "growing": "shrinking", "up-left": "down-right", "up-right": "down-left"}
     opposite |= {there: here for here, there in opposite.items()} | {"rotating": "rotating", "still": "still"}
-    for prompt, video in list(zip(rendered.prompts, rendered.videos, strict=True))[::3]:
+    for prompt, video in list(zip(rendered.prompts, rendered.videos, strict=True))[::8]:
         assert read(CONTROLS["reversed"](video, 0), FPS).factors.motion == opposite[prompt.stated[0].motion or ""]
     result = scored(rendered, "reversed")
     assert result.direction_error_degrees == pytest.approx(180.0, abs=1.0)
@@ -61,24 +63,27 @@ def test_controls_are_seeded_and_leave_the_video_alone(rendered):
 
 def test_shuffled_captions_give_chance(rendered):
     readings = [read(video, FPS) for video in rendered.videos]
-    right = 0
-    for seed in range(5):
+    results = []
+    for seed in range(8):
         shuffled = shuffled_captions(rendered.prompts, seed)
         assert sorted(p.caption for p in shuffled) == sorted(p.caption for p in rendered.prompts)
-        assert all(a.stated != b.stated for a, b in zip(shuffled, rendered.prompts, strict=True))
+        assert all(a is not b for a, b in zip(shuffled, rendered.prompts, strict=True))
         assert shuffled == shuffled_captions(rendered.prompts, seed)
-        right += score(zip(shuffled, readings, strict=True)).joint.k
-    # A derangement never restates a video's own three words, so a perfect generator gets none of them right.
-    assert right == 0
-    marginals = score(zip(shuffled_captions(rendered.prompts, 0), readings, strict=True)).factors
-    assert 0.2 < marginals["shape"].share < 0.45
-    assert 0.05 < marginals["colour"].share < 0.22
-    assert marginals["motion"].share < 0.18
+        results.append(score(zip(shuffled, readings, strict=True)))
+    # By chance alone: how often two different prompts of this list state the same words.
+    triples = Counter(p.stated for p in rendered.prompts if p.stated[0].motion != "still")
+    n = len(rendered.prompts)
+    expected = sum(k * (k - 1) for k in triples.values()) / (sum(triples.values()) * (n - 1))
+    mean = sum(r.joint.k for r in results) / sum(r.joint.n for r in results)
+    assert 0.3 * expected < mean < 2.5 * expected and mean < 0.05
+    assert 0.2 < results[0].factors["shape"].share < 0.45
+    assert 0.05 < results[0].factors["colour"].share < 0.22
+    assert results[0].factors["motion"].share < 0.18
 
 
-def test_prompts_that_are_all_alike_cannot_be_shuffled(rendered):
-    with pytest.raises(ValueError, match="too alike"):
-        shuffled_captions([rendered.prompts[0]] * 4, 0)
+def test_one_prompt_cannot_be_shuffled(rendered):
+    with pytest.raises(ValueError, match="at least 2"):
+        shuffled_captions(rendered.prompts[:1], 0)
 
 
 def test_retrieval_agrees_where_training_has_the_combination(rendered):

@@ -56,7 +56,7 @@ def test_shapes_have_equal_area_centroid_extents_and_symmetry(shape):
 
 @pytest.mark.parametrize("track", TRACKS)
 def test_objects_stay_inside_and_apart_from_the_edge(track):
-    size = Size(16, 48, 48)
+    size = Size(16, 80, 80)  # where the margin of 0.015 is more than a pixel
     for shape in find_track(track).shapes:
         for motion in MOTIONS:
             if not is_possible(shape, motion):
@@ -98,7 +98,7 @@ def test_same_seed_same_bytes():
     for track in TRACKS:
         for scene in training_scenes(12, seed=7, track=track):
             digest.update(render(scene, Size(16, 64, 64), 8.0).tobytes())
-    assert digest.hexdigest() == "BYTES"
+    assert digest.hexdigest() == "274732fb7dd4f9bfb75d9801f41c0c0f895d69f9938469fe4cf02257d0d4f152"
 
 
 def test_more_scenes_only_append_and_seeds_differ():

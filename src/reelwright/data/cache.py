@@ -1,8 +1,8 @@
 """Latents and text on disk, content-addressed, whole after a kill at any instant.
 
-    pending/<key>.safetensors        one item just made, named only when it is completely on disk
-    shards/<name>.safetensors        many items of one kind: tensors "<key>/<name>"
-    shards/<name>.json               the shard's index: key -> crc32 and bytes; an item is in a shard once this exists
+    pending/<name>.safetensors       items just made: tensors "<key>/<name>", their index in the metadata
+    shards/<kind>-<name>.safetensors many items of one kind
+    shards/<kind>-<name>.json        the shard's index: key -> crc32 and bytes; an item is in a shard once this exists
     manifests/                       what `prepare` made of them (dataset.py)
     files.jsonl, probes.jsonl        what can be found out again: file hashes, decoded timestamps
     lock                             held (flock) while pending items move into a shard
@@ -23,7 +23,7 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,15 @@ from reelwright.data.fingerprints import SCHEMA, FileHashes, Journal
 from reelwright.types import UserError
 
 PACK_ITEMS = 1024  # pending items that are packed at once
-PACK_BYTES = 256 << 20
+PACK_BYTES = 128 << 20
 _OPEN_SHARDS = 256
 _LOCK_SECONDS = 600.0
 _ABANDONED_SECONDS = 3600.0  # a temporary file this old belongs to a process that was killed
 _KEY = re.compile(r"[0-9a-f]{16,64}")
 _KIND = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}")
+
+
+_Opened = tuple[Any, dict[str, list[str]]]  # a mapped safetensors file, and its tensors' names by item
 
 
 class CacheDamaged(UserError):
@@ -51,9 +54,9 @@ class CacheDamaged(UserError):
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a packed item is."""
+    """Where an item is."""
 
-    shard: Path
+    file: Path
     kind: str
     crc32: int
     num_bytes: int
@@ -72,10 +75,13 @@ class Cache:
             raise UserError(f"{root}: the cache folder cannot be made ({error.strerror}); set cache_dir") from None
         self.files = FileHashes(Journal(root / "files.jsonl"))
         self.probes = Journal(root / "probes.jsonl")
-        self._handles: OrderedDict[Path, Any] = OrderedDict()
-        self._read: set[Path] = set()  # shard indexes already in `_entries`
-        self._entries: dict[str, _Entry] = {}
-        self._waiting: dict[str, int] = {p.stem: p.stat().st_size for p in self._pending.glob("*.safetensors")}
+        self._handles: OrderedDict[Path, _Opened] = OrderedDict()
+        self._read: set[Path] = set()  # shard indexes already in `_packed`
+        self._packed: dict[str, _Entry] = {}
+        self._waiting: dict[str, _Entry] = {}
+        for path in self._pending.glob("*.safetensors"):
+            with suppress(CacheDamaged, FileNotFoundError):  # damaged: made again; gone: packed by another process
+                self._waiting.update(_entries(path, _open(path)[1]))
         self._refresh()
 
     def put(self, key: str, kind: str, tensors: Mapping[str, Tensor]) -> None:
@@ -83,108 +89,94 @@ class Cache:
 
         `kind` groups items into shards, for example "latent-16x64x64" or "text".
         """
-        if not _KEY.fullmatch(key) or not _KIND.fullmatch(kind) or not tensors:
-            raise ValueError(f"cache item {key!r} of kind {kind!r}: hexadecimal key, plain kind, at least one tensor")
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        for name, tensor in plain.items():
-            if not _finite(tensor):
-                raise ValueError(f"cache item {key}: {name} holds NaN or infinity; it is not stored")
-        about = json.dumps({"schema": SCHEMA, "kind": kind, "crc32": _crc32(plain)})
-        data = save(plain, metadata={"item": about})
-        write_atomic(self._pending / f"{key}.safetensors", data)
-        self._waiting[key] = len(data)
-        if len(self._waiting) >= PACK_ITEMS or sum(self._waiting.values()) >= PACK_BYTES:
+        self.put_many(kind, {key: tensors})
+
+    def put_many(self, kind: str, items: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Store several items of a kind at once: one file, one wait for the disk. All of them are kept or none."""
+        plain: dict[str, dict[str, Tensor]] = {}
+        for key, tensors in items.items():
+            if not _KEY.fullmatch(key) or not _KIND.fullmatch(kind) or not tensors:
+                raise ValueError(
+                    f"cache item {key!r} of kind {kind!r}: hexadecimal key, plain kind, some tensor expected"
+                )
+            plain[key] = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            for name, tensor in plain[key].items():
+                if not is_finite(tensor):
+                    raise ValueError(f"cache item {key}: {name} holds NaN or infinity; it is not stored")
+        if not plain:
+            return
+        about = _about(kind, plain)
+        path = self._pending / f"{_name(kind, plain)}.safetensors"
+        write_atomic(path, save(_flat(plain), metadata={"about": _sealed(about)}), sync_folder=False)
+        self._waiting.update(_entries(path, about))
+        if len(self._waiting) >= PACK_ITEMS or sum(e.num_bytes for e in self._waiting.values()) >= PACK_BYTES:
             self.pack()
 
     def has(self, key: str) -> bool:
-        return key in self._entries or key in self._waiting
+        return key in self._packed or key in self._waiting
 
     def keys(self) -> set[str]:
         """Keys of every item there is."""
-        return self._entries.keys() | self._waiting.keys()
+        return self._packed.keys() | self._waiting.keys()
 
     def num_bytes(self, key: str) -> int:
-        """Size of an item on disk. KeyError where there is none."""
-        entry = self._entries.get(key)
-        return entry.num_bytes if entry is not None else self._waiting[key]
+        """Size of an item's tensors. KeyError where there is none."""
+        return (self._packed.get(key) or self._waiting[key]).num_bytes
 
     def get(self, key: str) -> dict[str, Tensor]:
         """An item's tensors, compared with their checksum. KeyError where there is none; CacheDamaged."""
-        entry = self._entries.get(key)
-        if entry is None:
+        entry = self._packed.get(key)
+        if entry is None and key in self._waiting:
             try:
-                return self._read_pending(key)[1]
+                return _item(_open(self._waiting[key].file)[0], self._waiting[key], key)
             except FileNotFoundError:  # another process packed it since
-                self._refresh()
-                self._waiting.pop(key, None)
-                entry = self._entries.get(key)
-                if entry is None:
-                    raise KeyError(f"{key} is not in the cache {self.root}") from None
-        try:
-            handle, names = self._opened(entry.shard)
-            tensors = {name: handle.get_tensor(f"{key}/{name}") for name in names[key]}
-        except (SafetensorError, OSError, KeyError) as error:
-            raise self._damaged(entry.shard, str(error)) from None
-        if _crc32(tensors) != entry.crc32:
-            raise self._damaged(entry.shard, f"item {key} does not match its checksum")
-        return tensors
+                self._waiting.pop(key)
+        if entry is None:
+            self._refresh()
+            entry = self._packed.get(key)
+        if entry is None:
+            raise KeyError(f"{key} is not in the cache {self.root}")
+        return _item(self._opened(entry.file), entry, key)
 
     def verify(self) -> list[CacheDamaged]:
         """Read everything; every damaged file, once."""
-        found: dict[str, CacheDamaged] = {}
+        found: dict[Path, CacheDamaged] = {}
         for key in sorted(self.keys()):
             try:
                 self.get(key)
             except CacheDamaged as damage:
-                found.setdefault(str(damage).partition(":")[0], damage)
+                found.setdefault((self._packed.get(key) or self._waiting[key]).file, damage)
         return list(found.values())
 
     def pack(self) -> None:
-        """Move every pending item into shards, one or more per kind. Damaged pending items are forgotten."""
+        """Move every pending item into shards, one per kind. Damaged pending items are forgotten."""
         with self._locked():
             self._refresh()
             self._clear_leftovers()
-            groups: dict[str, dict[str, tuple[int, dict[str, Tensor]]]] = {}
-            for path in sorted(self._pending.glob("*.safetensors")):
-                key = path.stem
-                if key in self._entries:  # packed before, by a process that was killed before this clean-up
-                    path.unlink(missing_ok=True)
-                    continue
-                try:
-                    about, tensors = self._read_pending(key)
-                except CacheDamaged:
-                    path.unlink(missing_ok=True)
-                    continue
-                groups.setdefault(about["kind"], {})[key] = (about["crc32"], tensors)
+            paths = sorted(self._pending.glob("*.safetensors"))
+            groups: dict[str, dict[str, dict[str, Tensor]]] = {}
+            for path in paths:
+                with suppress(CacheDamaged, FileNotFoundError):
+                    names, about = _open(path)
+                    for key, entry in _entries(path, about).items():
+                        if key in self._packed:  # by a process that was killed before it could remove the file
+                            continue
+                        with suppress(CacheDamaged):
+                            groups.setdefault(entry.kind, {})[key] = _item(names, entry, key)
             for kind, items in groups.items():
                 self._write_shard(kind, items)
+            self._refresh()
+            for path in paths:
+                path.unlink(missing_ok=True)
             self._waiting = {}
 
-    def _write_shard(self, kind: str, items: dict[str, tuple[int, dict[str, Tensor]]]) -> None:
-        name = f"{kind}-{hashlib.sha256(''.join(items).encode()).hexdigest()[:16]}"
-        shard, index = self._shards / f"{name}.safetensors", self._shards / f"{name}.json"
-        tensors = {f"{key}/{part}": t for key, (_, parts) in items.items() for part, t in parts.items()}
-        write_atomic(shard, save(tensors))
-        entries = {key: [crc32, sum(t.nbytes for t in parts.values())] for key, (crc32, parts) in items.items()}
-        write_json(index, {"schema": SCHEMA, "kind": kind, "items": entries})
-        self._refresh()
-        for key in items:
-            (self._pending / f"{key}.safetensors").unlink(missing_ok=True)
-
-    def _read_pending(self, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        path = self._pending / f"{key}.safetensors"
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads(file.metadata()["item"])
-                # Copies: a view of the mapped file would outlive the file.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except FileNotFoundError:
-            raise
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise self._damaged(path, str(error)) from None
-        if about.get("schema") != SCHEMA or about.get("crc32") != _crc32(tensors):
-            raise self._damaged(path, "it does not match its checksum")
-        return about, tensors
+    def _write_shard(self, kind: str, items: dict[str, dict[str, Tensor]]) -> None:
+        shard = self._shards / f"{kind}-{_name(kind, items)}.safetensors"
+        index = shard.with_suffix(".json")
+        index.unlink(missing_ok=True)  # of a shard that was deleted by hand
+        self._read.discard(index)
+        write_atomic(shard, save(_flat(items)))
+        write_json(index, _about(kind, items))
 
     def _refresh(self) -> None:
         """Take in the shard indexes that appeared since; an index without its shard counts as gone."""
@@ -192,14 +184,11 @@ class Cache:
             shard = index.with_suffix(".safetensors")
             if index in self._read or not shard.exists():
                 continue
-            content = read_json(index)
-            if content is None:
-                raise self._damaged(index, "it does not match its checksum")
+            about = read_json(index)
+            if about is None:
+                raise damaged(index, "it does not match its checksum")
             self._read.add(index)
-            if content.get("schema") != SCHEMA:
-                continue
-            for key, (crc32, num_bytes) in content["items"].items():
-                self._entries[key] = _Entry(shard, content["kind"], crc32, num_bytes)
+            self._packed.update(_entries(shard, about))
 
     def _clear_leftovers(self) -> None:
         """Remove what killed processes left: shards without an index, abandoned temporary files."""
@@ -214,16 +203,14 @@ class Cache:
                 except FileNotFoundError:
                     continue
 
-    def _opened(self, shard: Path) -> tuple[Any, dict[str, list[str]]]:
-        """(the mapped shard, tensor names by key)."""
+    def _opened(self, shard: Path) -> _Opened:
+        """The mapped shard; the last few hundred stay open."""
         opened = self._handles.get(shard)
         if opened is None:
-            handle = safe_open(shard, framework="pt").__enter__()
-            names: dict[str, list[str]] = {}
-            for full in handle.keys():  # noqa: SIM118
-                key, _, name = full.partition("/")
-                names.setdefault(key, []).append(name)
-            opened = self._handles[shard] = (handle, names)
+            try:
+                opened = self._handles[shard] = _open(shard)[0]
+            except FileNotFoundError:
+                raise damaged(shard, "it is gone") from None
             if len(self._handles) > _OPEN_SHARDS:
                 self._handles.popitem(last=False)
         self._handles.move_to_end(shard)
@@ -252,12 +239,68 @@ class Cache:
             file.flush()
             yield
 
-    def _damaged(self, path: Path, what: str) -> CacheDamaged:
-        return CacheDamaged(f"{path}: damaged ({what}); delete this file and run `reelwright prepare` again")
+
+def damaged(path: Path, what: str) -> CacheDamaged:
+    return CacheDamaged(f"{path}: damaged ({what}); delete this file and run `reelwright prepare` again")
 
 
-def _finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+def _name(kind: str, items: Mapping[str, Any]) -> str:
+    """Name of a file by the keys in it."""
+    return hashlib.sha256(" ".join([kind, *items]).encode()).hexdigest()[:16]
+
+
+def _flat(items: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{key}/{name}": tensor for key, tensors in items.items() for name, tensor in tensors.items()}
+
+
+def _about(kind: str, items: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """What is known of the items of a file: a shard's index, and the metadata of a pending file."""
+    entries = {key: [_crc32(tensors), sum(t.nbytes for t in tensors.values())] for key, tensors in items.items()}
+    return {"schema": SCHEMA, "kind": kind, "items": entries}
+
+
+def _entries(file: Path, about: Mapping[str, Any]) -> dict[str, _Entry]:
+    """The items of a file by key; none where another version of the program wrote it."""
+    if about.get("schema") != SCHEMA:
+        return {}
+    return {key: _Entry(file, about["kind"], crc32, size) for key, (crc32, size) in about["items"].items()}
+
+
+def _open(path: Path) -> tuple[_Opened, dict[str, Any]]:
+    """(the mapped file, its `about` where it has one). FileNotFoundError; CacheDamaged."""
+    try:
+        handle = safe_open(path, framework="pt").__enter__()
+        sealed = (handle.metadata() or {}).get("about")
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged(path, str(error)) from None
+    about = {} if sealed is None else _unsealed(sealed.encode())
+    if about is None:
+        raise damaged(path, "its index does not match its checksum")
+    names: dict[str, list[str]] = {}
+    for full in handle.keys():  # noqa: SIM118
+        key, _, name = full.partition("/")
+        names.setdefault(key, []).append(name)
+    return (handle, names), about
+
+
+def _item(opened: _Opened, entry: _Entry, key: str) -> dict[str, Tensor]:
+    handle, names = opened
+    try:
+        tensors = {name: handle.get_tensor(f"{key}/{name}") for name in names[key]}
+    except (SafetensorError, OSError, KeyError) as error:
+        raise damaged(entry.file, str(error)) from None
+    if _crc32(tensors) != entry.crc32:
+        raise damaged(entry.file, f"item {key} does not match its checksum")
+    return tensors
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite. A finite sum proves it in a third of the time."""
+    if not tensor.is_floating_point():
+        return True
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
 def _crc32(tensors: Mapping[str, Tensor]) -> int:
@@ -270,8 +313,11 @@ def _crc32(tensors: Mapping[str, Tensor]) -> int:
     return crc
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file that is there completely or not at all, whenever the process or the machine stops."""
+def write_atomic(path: Path, data: bytes, sync_folder: bool = True) -> None:
+    """Write a file that is there completely or not at all, whenever the process or the machine stops.
+
+    Without `sync_folder` a power failure may still take the whole file back.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -279,11 +325,12 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if sync_folder:
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: {len(data)} bytes cannot be written: {error.strerror or error}") from error
@@ -291,13 +338,21 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """JSON with the checksum of its own text, written atomically."""
-    text = json.dumps(content, indent=None, separators=(",", ":"))
-    write_atomic(path, f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n".encode())
+    write_atomic(path, _sealed(content).encode())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """What `write_json` wrote; None where the text is not what was written. FileNotFoundError."""
-    text, _, checksum = path.read_bytes().rstrip(b"\n").rpartition(b"\n")
+    return _unsealed(path.read_bytes())
+
+
+def _sealed(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, separators=(",", ":"))
+    return f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def _unsealed(data: bytes) -> dict[str, Any] | None:
+    text, _, checksum = data.rstrip(b"\n").rpartition(b"\n")
     if hashlib.sha256(text).hexdigest().encode() != checksum:
         return None
     return json.loads(text)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reelwright.data.cache import Cache, CacheDamaged, read_json, write_json
+from reelwright.data.cache import Cache, CacheDamaged, is_finite, read_json, write_json
 from reelwright.data.sources import Dropped
 from reelwright.randomness import keyed_generator
 from reelwright.types import Batch, Posterior, Size, Text, UserError
@@ -162,7 +162,7 @@ class CachedDataset:
             return kept
         item = self.cache.get(sample.latent_key)
         for name, tensor in item.items():
-            if not bool(tensor.isfinite().all()):
+            if not is_finite(tensor):
                 raise UserError(
                     f"{sample.clip}: its latents ({name}, item {sample.latent_key}) hold NaN or infinity; "
                     "they cannot be trained on. Remove the clip or the cache and run `reelwright prepare` again"

@@ -7,7 +7,7 @@ rotates each block of 3 * frames * height * width numbers into an orthonormal ba
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from typing import Annotated, Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from reelwright.randomness import keyed_generator
 from reelwright.types import Compression, Posterior, Size, UserError
 
 CHROMA_COST = 2.0  # DCT order: a chroma frequency ranks with luma of twice the frequency, as the eye resolves half
+FIT_CHUNK = 4096  # blocks a covariance product takes at once
 MIN_RELATIVE_DEVIATION = 1e-3  # coefficients that hardly vary are not blown up by whitening
 
 Block = tuple[PositiveInt, PositiveInt, PositiveInt]
@@ -122,11 +123,13 @@ class BlockCodec(nn.Module):
         """
         numbers = self.config.block_numbers
         full = isinstance(self.config, PCACodecConfig)
-        total = torch.zeros(numbers, dtype=torch.float64)
-        square = torch.zeros((numbers, numbers) if full else (self.channels,), dtype=torch.float64)
+        device = self.mean.device
+        total = torch.zeros(numbers, dtype=torch.float64, device=device)
+        square = torch.zeros((numbers, numbers) if full else (self.channels,), dtype=torch.float64, device=device)
         origin: Tensor | None = None  # a first mean: sums of small numbers lose nothing in float32
         count = 0
-        for blocks in self._chosen_blocks(videos):
+        for chosen in in_chunks(self._chosen_blocks(videos), FIT_CHUNK):
+            blocks = chosen.to(device)  # m numbers
             if origin is None:
                 origin = blocks.mean(dim=0)
             centred = blocks - origin  # m numbers
@@ -208,6 +211,18 @@ class BlockCodec(nn.Module):
             raise ValueError(
                 f"the {type(self.config).__name__} codec is not fitted; call fit(videos) or load its weights"
             )
+
+
+def in_chunks(rows: Iterable[Tensor], count: int) -> Iterator[Tensor]:
+    """The same rows in order, gathered into tensors of `count` or a little more: few large products, not many small."""
+    waiting: list[Tensor] = []
+    for tensor in rows:
+        waiting.append(tensor)
+        if sum(len(t) for t in waiting) >= count:
+            yield torch.cat(waiting)
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)
 
 
 def principal_components(covariance: Tensor, channels: int) -> tuple[Tensor, Tensor]:

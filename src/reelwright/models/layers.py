@@ -23,7 +23,7 @@ MAX_PRODUCT_SCORES = 2**27  # scores of one layer that may stand in memory (256 
 ROPE_THETA = 100.0  # grids are tens of positions a side; Heo et al. 2024 (RoPE for vision transformers), section 3
 
 
-# --- attention backends: (q `b heads n e`, k and v `b heads m e`, mask `b m` bool or None) -> `b heads n e`
+# Attention backends: (q `b heads n e`, k and v `b heads m e`, mask `b m` bool or None) -> `b heads n e`
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -71,6 +71,7 @@ ATTENTION_BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], 
     "xformers": xformers_attention,
 }
 BACKEND_PACKAGES = {"flash": "flash_attn", "xformers": "xformers"}
+HAS_FLASH = importlib.util.find_spec("flash_attn") is not None  # once: a compiled block cannot look it up
 
 
 def check_attention(name: str) -> None:
@@ -94,12 +95,9 @@ def best_attention(q: Tensor, keys: int) -> str:
     """What `auto` stands for, by device, dtype and size of the queries `b heads n e`."""
     half = q.dtype in (torch.float16, torch.bfloat16)
     if q.is_cuda:
-        return "flash" if half and importlib.util.find_spec("flash_attn") else "sdpa"
+        return "flash" if half and HAS_FLASH else "sdpa"
     few = q.shape[0] * q.shape[1] * q.shape[2] * keys <= MAX_PRODUCT_SCORES
     return "products" if half and few and q.device.type == "cpu" else "sdpa"
-
-
-# --- positions
 
 
 def rope_frequencies(pairs: int, theta: float) -> Tensor:
@@ -140,9 +138,6 @@ def coordinate_features(extents: tuple[int, int, int], octaves: int, device: tor
     turns = math.pi * 2.0 ** torch.arange(octaves, dtype=torch.float32)
     angles = torch.cat([grid.reshape(-1, 1) * turns for grid in grids], dim=1)  # n 3*octaves
     return torch.cat([angles.sin(), angles.cos()], dim=1).to(device)  # n 6*octaves
-
-
-# --- attention
 
 
 def head_norm(x: Tensor) -> Tensor:
@@ -200,9 +195,6 @@ class CrossAttention(nn.Module):
         k, v = kv.view(b, kv.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # b heads l e
         out = attend(head_norm(q), head_norm(k), v, mask, self.backend)  # b heads n e
         return self.out(out.transpose(1, 2).reshape(b, n, d))  # b n d
-
-
-# --- the rest of a block
 
 
 class MLP(nn.Module):

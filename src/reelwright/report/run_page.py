@@ -13,6 +13,8 @@ from reelwright.report.plots import held_out_by_time, loss_curve, score_bars
 from reelwright.run import RunDirectory, step_of
 
 SAMPLE_FORMATS = (".mp4", ".webm", ".gif")  # contact sheets lie there too, and would show the same again
+DRAWN_METRICS = ("joint accuracy", "own clip is nearest", "PSNR to own clip (dB)")  # the table has all of them
+SCORE_COLUMNS = ("metric", "row", "split", "value", "low", "high", "n")
 MAX_SAMPLE_STEPS = 5
 MAX_SAMPLES_A_STEP = 8
 MAX_SAMPLE_BYTES = 8_000_000  # of one file: a page of long videos would not open
@@ -23,17 +25,17 @@ Records = Sequence[Mapping[str, Any]]
 def write_run_page(run: RunDirectory) -> Path:
     """Write `report.html` from what lies in the run directory; parts that are not there yet are left out.
 
-    Keys read from metrics.jsonl: step, loss, lr, grad_norm, samples_per_second, heldout_loss, heldout_low,
+    Keys read from metrics.jsonl: step, loss, learning_rate, grad_norm, samples_per_second, heldout_loss, heldout_low,
     heldout_high, heldout_by_time. Returns the page's path.
     """
     records = run.read_metrics()
-    scores = run.read_scores()
     page = Page(f"Run {run.path.resolve().name}", _subtitle(records))
     held_out = _series(records, "heldout_loss", "heldout_low", "heldout_high")
     page.figures(_key_figures(records, held_out))
-    _verdict(page, held_out)
+    unseen = all(record.get("heldout_split") != "train" for record in records)
+    _verdict(page, held_out if unseen else [], unseen)
     _samples(page, run)
-    _scores(page, scores)
+    _scores(page, run)
     _curves(page, records, held_out)
     if run.recipe_path.is_file():
         page.section("Recipe", "The resolved recipe; with it and the same data the run can be repeated.")
@@ -72,8 +74,13 @@ def _key_figures(records: Records, held_out: Sequence[tuple[float, ...]]) -> dic
     return figures
 
 
-def _verdict(page: Page, held_out: Sequence[tuple[float, ...]]) -> None:
+def _verdict(page: Page, held_out: Sequence[tuple[float, ...]], unseen: bool) -> None:
     """Whether the model is getting better, judged on clips it never trained on and their intervals."""
+    if not unseen:
+        page.verdict(
+            "No clip is held out (data.validation = 0): the loss below is of training clips and tells memory only."
+        )
+        return
     if len(held_out) < 2:
         page.verdict("Whether it is getting better cannot be said yet: fewer than two held-out losses were measured.")
         return
@@ -134,15 +141,23 @@ def _prompt(path: Path) -> str:
         return ""
 
 
-def _scores(page: Page, scores: Records) -> None:
+def _scores(page: Page, run: RunDirectory) -> None:
+    scores, conditions = run.read_scores()
     if not scores:
         return
-    page.section("Scores", "Each value with its 95 % interval.")
-    if any(_number(row.get("value")) for row in scores):
-        page.image(score_bars(scores))
+    page.section("Scores", f"Each value with its 95 % interval. {conditions}".strip())
+    drawn = [
+        {**row, "row": ", ".join(str(row[key]) for key in ("row", "split") if row.get(key))}
+        for row in scores
+        if row.get("metric") in DRAWN_METRICS and _number(row.get("value"))
+    ]
+    if drawn:
+        page.image(score_bars(drawn))
+    if run.evaluation_sheet.is_file():
+        page.image(run.evaluation_sheet.read_bytes())
     page.table(
-        ["metric", "row", "value", "low", "high", "n"],
-        [[row.get(key) for key in ("metric", "row", "value", "low", "high", "n")] for row in scores],
+        list(SCORE_COLUMNS),
+        [[row.get(key) for key in SCORE_COLUMNS] for row in scores],
     )
 
 
@@ -151,7 +166,7 @@ def _curves(page: Page, records: Records, held_out: Sequence[tuple[float, ...]])
     bounded = [(step, loss, low, high) for step, loss, low, high in held_out]
     if train or bounded:
         page.section("Loss")
-        rates = [(step, rate) for step, rate in _series(records, "lr")]
+        rates = [(step, rate) for step, rate in _series(records, "learning_rate")]
         page.image(loss_curve(train, bounded, rates))
     by_time = {
         int(record["step"]): [_or_nan(value) for value in record["heldout_by_time"]]

@@ -31,8 +31,7 @@ MAX_SHAPE_ERROR = 0.12  # of the matte's energy, to the best template; perfect c
 MIN_TRAVEL = TRAVEL["slowly"][0] / 2
 MIN_GROWTH = GROWTH["slowly"][0] / 2
 MIN_TURN = TURN["slowly"][0] / 2
-# A second motion may reach its own minimum only beside one that is this much clearer.
-DOMINANCE = 2.0
+MAX_SECOND_MOTION = 1.5  # of its minimum: what a motion beside the main one may reach and still be a drift
 
 # Largest r.m.s. distance from the fitted line; shuffled frames of the slowest motion lie beyond it.
 MAX_PATH_RESIDUAL = 0.03
@@ -182,7 +181,7 @@ def _read_motion(
         return known, ["the angle changes unevenly"]
     if clear < 1.0:
         return replace(known, motion="still"), []
-    if second >= 1.0 and clear < DOMINANCE * second:
+    if second > MAX_SECOND_MOTION:
         return known, ["two motions at once"]
     if kind == "travel":
         motion = nearest_direction(trajectory.velocity)

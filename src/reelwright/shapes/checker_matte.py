@@ -44,10 +44,12 @@ def extract(video: np.ndarray) -> Matte:
     strong = distance >= np.median(distance[foreground])
     contrast = np.median(offset[strong], axis=0)
     power = float(contrast @ contrast)
+    if power < MIN_CONTRAST**2:
+        raise Unreadable("the object has no one colour")
     components = largest_components(distance > max(MIN_CONTRAST, 0.45 * power**0.5))
     alpha = np.clip(offset @ (contrast / power), 0.0, 1.0)
     reach = max(2, round(side / 24))  # holds the soft edge of an object blurred by 1.5 pixels in 64
-    alpha *= dilate(components.main, reach) & ~(components.others & ~components.main)
+    alpha *= dilate(components.main, reach) & ~components.others
 
     present = alpha.sum(axis=(1, 2)) >= MIN_AREA * side * side
     crowded = components.other_area > MAX_OTHER_AREA * components.main_area

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from reelwright.shapes import world
 
-FROZEN_HASH = "unset"
+FROZEN_HASH = "9e27b8054bd06375cee0ba06ff51177e72a9a74b679889f767e98d95c0603ab0"
 
 CHECKER_SOURCES = ("checker.py", "checker_matte.py", "checker_templates.py", "geometry.py", "colour.py")
 CHECKER_CONSTANTS = ("SHAPES", "COLOURS", "DIRECTIONS", "RADIUS", "TRAVEL", "GROWTH", "TURN", "REGIONS")

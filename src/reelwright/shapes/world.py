@@ -7,6 +7,7 @@ so that shapes of one radius cover the same number of pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -28,7 +29,7 @@ COLOURS: dict[str, RGB] = {
 }
 BACKGROUNDS: dict[str, RGB] = {"charcoal": (36, 36, 40), "slate": (66, 78, 94), "brown": (92, 68, 48)}
 
-_DIAGONAL = 0.5**0.5
+_DIAGONAL = math.sqrt(0.5)
 DIRECTIONS: dict[str, tuple[float, float]] = {
     "left": (-1.0, 0.0),
     "right": (1.0, 0.0),

@@ -27,7 +27,6 @@ class TrainConfig(Config):
     clip_norm: float | None = Field(default=1.0, gt=0)  # largest gradient norm; null: no clipping
     precision: Precision = "auto"  # of the forward and backward pass; master weights are always float32
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: bool = False  # torch.compile the denoiser's blocks; needs a C++ compiler, pays off on long runs
     ema: float | None = Field(default=0.999, ge=0, lt=1)  # decay of the weights' moving average; null: none is kept
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # what classifier-free guidance needs
     save_every: int = Field(default=500, ge=1)
