@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -36,13 +37,17 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
         code = app(args=arguments, standalone_mode=False)
+        if code == INTERRUPTED:  # typer makes this of a KeyboardInterrupt
+            print_error("interrupted; the same command goes on where it stopped")
     except UserError as error:
+        if debug:
+            traceback.print_exc()
         print_error(str(error))
         code = error.exit_code
     except typer.Exit as exit_:
         code = exit_.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print_error("interrupted; the same command goes on where it stopped")
+        print_error("interrupted")
         code = INTERRUPTED
     except Exception as error:
         show = getattr(error, "show", None)  # typer's own usage errors know how to print themselves
@@ -57,15 +62,21 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-@app.callback()
-def _global(
-    version: Annotated[bool, typer.Option("--version", help="print the version", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from reelwright import __version__
 
         print(f"reelwright {__version__}")
         raise typer.Exit()
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """From a folder of captioned clips to a text-to-video model you own."""
 
 
 @app.command()
@@ -215,20 +226,24 @@ def generate(
 
     if image is not None:
         raise UsageError(f"--image {image}: this model makes videos from text alone; leave --image out")
+    request = Request(
+        tuple(prompt or ()), num_videos, seed, negative_prompt, sampler, steps, guidance, frames, width, height, fps
+    )
+    made: dict[str, object] = {}
     if from_clip is not None:
-        if prompt:
-            raise UsageError("--from repeats a clip with its own prompt; leave --prompt out")
-        request = Request.from_recipe(read_recipe(from_clip), from_clip)
-    elif prompt:
-        request = Request(
-            tuple(prompt), num_videos, seed, negative_prompt, sampler, steps, guidance, frames, width, height, fps
-        )
-    else:
+        if request != Request(()):
+            raise UsageError("--from repeats a clip as it was made; leave --prompt, --seed, --steps and the like out")
+        made = read_recipe(from_clip)
+        request = Request.from_recipe(made, from_clip)
+        precision = str(made.get("precision", precision)) if precision == "auto" else precision
+    elif not prompt:
         raise UsageError("nothing to show: give --prompt TEXT (several times for several videos) or --from CLIP")
     compute = Compute.resolve(device, precision, offload)
     loaded = load_model(model, checkpoint, raw)
     for warning in loaded.warnings:
         print_error(warning)
+    if from_clip is not None and made.get("model_sha256") != loaded.weights_sha256:
+        print_error(f"{from_clip} was made with other weights ({made.get('model')}); this video will differ")
     with Progress(quiet=as_json) as progress:
         paths = run_generate(
             loaded, request, out, video_format, compute, lambda done, total: progress("sampling", done, total)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from reelwright.types import UsageError
 
@@ -25,6 +25,16 @@ class Config(BaseModel):
     """A group of settings. Beside its class it has a `build(...)` that makes the configured object."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, values: Any) -> Any:
+        """Pydantic would take true for 1."""
+        for name, field in cls.model_fields.items() if isinstance(values, dict) else ():
+            value = values.get(name)
+            if isinstance(value, bool) and bool not in (field.annotation, *get_args(field.annotation)):
+                raise ValueError(f"{name} = {str(value).lower()}: it is not a setting that is true or false")
+        return values
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], origin: str = "settings") -> Self:
@@ -52,7 +62,14 @@ class Config(BaseModel):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes the strings `_Loader` would read as numbers."""
+    """SafeDumper that quotes the strings `_Loader` would read as numbers, and escapes Unicode's line breaks."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if re.search("[\x85\u2028\u2029]", data) else None  # any other style reads them as a line's end
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
@@ -74,7 +91,9 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a list or mapping as a key", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key}' appears twice", key_node.start_mark
@@ -94,9 +113,11 @@ for _class in (_Loader, _Dumper):
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping a YAML file holds; UsageError where it is missing, too large, not text or not a mapping."""
     try:
-        if path.stat().st_size > MAX_YAML_BYTES:
+        with path.open("rb") as file:
+            data = file.read(MAX_YAML_BYTES + 1)
+        if len(data) > MAX_YAML_BYTES:
             raise UsageError(f"{path}: larger than {MAX_YAML_BYTES} bytes; a recipe is a short YAML file")
-        text = path.read_text(encoding="utf-8-sig")
+        text = data.decode("utf-8-sig")
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; give the path of a recipe (see recipes/)") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -110,12 +131,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, origin: str) -> Any:
+    """The value a YAML text stands for. UsageError names `origin` and what is wrong."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader subclass)
     except yaml.YAMLError as error:
         raise UsageError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UsageError(f"{origin}: nested too deeply") from None
+    except (ValueError, KeyError, AttributeError) as error:  # PyYAML: 2024-13-01, !!int x, !!bool x, !!timestamp x
+        raise UsageError(f"{origin}: a value that does not fit its YAML type ({error}); put it in quotes") from None
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
@@ -153,25 +177,24 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 def _explain(cls: type[BaseModel], item: Any) -> str:
     """One validation mistake as a sentence."""
-    location = [str(part) for part in item["loc"]]
-    owner, path = _walk(cls, location)
+    owner, path = _walk(cls, item["loc"])
     value = item.get("input")
     shown = repr(value) if not isinstance(value, float) or math.isfinite(value) else str(value)
     if item["type"] == "extra_forbidden":
         known = sorted(owner.model_fields) if owner else []
-        similar = nearest(location[-1], known)
+        similar = nearest(path[-1], known)
         group = ".".join(path[:-1]) or "the top level"
         hint = (
             f"did you mean {' or '.join(repr(s) for s in similar)}?" if similar else f"known keys: {', '.join(known)}"
         )
         return f"unknown key '{'.'.join(path)}' in {group}; {hint}"
     if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        expected = str(item["ctx"].get("expected_tags", "")).replace("'", "")
+        known = [str(_tag(c)) for c in _models(owner.model_fields[path[-1]].annotation)] if owner else []
         tag = item["ctx"].get("tag")
         given = f"'{tag}' is not one of them" if tag is not None else "no type is given"
-        similar = nearest(str(tag), [name.strip() for name in expected.split(",")]) if tag else []
+        similar = nearest(str(tag), known) if tag else []
         hint = f"; did you mean '{similar[0]}'?" if similar else ""
-        return f"{'.'.join(path)}.type: {given}; known types: {expected}{hint}"
+        return f"{'.'.join(path)}.type: {given}; known types: {', '.join(known)}{hint}"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "missing":
         return f"{'.'.join(path)}: required, but not given"
@@ -182,12 +205,20 @@ def _explain(cls: type[BaseModel], item: Any) -> str:
     return f"{'.'.join(path)} = {shown}: {message[0].lower() + message[1:]}"
 
 
-def _walk(cls: type[BaseModel], location: list[str]) -> tuple[type[BaseModel] | None, list[str]]:
-    """Follow a pydantic error location to the config that owns its last part; drops union tags from the path."""
+def _walk(cls: type[BaseModel], location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:
+    """Follow a pydantic error location to the config that owns its last part.
+
+    The path is without what pydantic adds: the tag of a union's member, and below a plain field ('micro_batch', 'int')
+    the kind of value it tried.
+    """
     owner: type[BaseModel] | None = cls
     path: list[str] = []
     candidates: list[type[BaseModel]] = []
+    plain_field = False
     for part in location:
+        if isinstance(part, int) or plain_field:
+            path += [str(part)] if isinstance(part, int) else []
+            continue
         tagged = [c for c in candidates if _tag(c) == part]
         if tagged:
             owner, candidates = tagged[0], []
@@ -198,6 +229,7 @@ def _walk(cls: type[BaseModel], location: list[str]) -> tuple[type[BaseModel] | 
         field = owner.model_fields.get(part) if owner else None
         if field is not None:
             candidates = _models(field.annotation)
+            plain_field = not candidates
     return owner, path
 
 

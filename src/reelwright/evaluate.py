@@ -76,10 +76,14 @@ def run_evaluate(
 
     UsageError for an unknown metric, or one that does not fit what the model was trained on.
     """
+    if not settings.metrics:
+        raise UsageError(f"--metrics: none is given; known: auto, {', '.join(METRICS)}")
     unknown = [name for name in settings.metrics if name not in (*METRICS, "auto")]
     if unknown:
         raise UsageError(f"--metrics {unknown[0]}: not a metric; known: auto, {', '.join(METRICS)}")
     if is_shapes_collection(Path(target)):
+        if other := set(settings.metrics) - {"auto", "shapes"}:
+            raise UsageError(f"metric {other.pop()}: needs a model; {target} is a folder of rendered shapes")
         return _evaluate_folder(Path(target), settings, progress)
     model = load_model(target, checkpoint, raw)
     overrides = {name: value for name, value in settings.sampling.items() if value is not None}

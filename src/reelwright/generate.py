@@ -23,7 +23,7 @@ from reelwright.training.config import Precision
 from reelwright.training.devices import autocast, resolve_device, resolve_precision
 from reelwright.types import Bundle, Size, Text, UsageError
 from reelwright.video.sheet import contact_sheet
-from reelwright.video.write import write_video
+from reelwright.video.write import FORMATS, write_video
 
 Progress = Callable[[int, int], None]
 
@@ -198,9 +198,11 @@ def run_generate(
     size, sampling = request.size(model), request.sampling(model)
     fps = request.fps or model.recipe.data.fps
     jobs = [(prompt, request.seed + n) for prompt in request.prompts for n in range(request.num_videos)]
-    if suffix and out.suffix and out.suffix != f".{suffix}":
+    if suffix and out.suffix and not out.is_dir() and out.suffix != f".{suffix}":
         raise UsageError(f"--format {suffix} contradicts --out {out}; leave one of them out")
     paths = output_paths(out, suffix or "mp4", jobs)
+    if paths[0].suffix.lower() not in FORMATS:  # told before the sampling, not after it
+        raise UsageError(f"{paths[0]}: unknown video format '{paths[0].suffix}'; use one of {', '.join(FORMATS)}")
     videos = generate_videos(
         model.bundle,
         [prompt for prompt, _ in jobs],
@@ -216,7 +218,7 @@ def run_generate(
         one = replace(request, seed=seed, num_videos=1, prompts=(prompt,))
         write_video(path, video, fps, clip_recipe(model, one, size, sampling, fps, compute))
     if len(paths) > 1:
-        sheet = paths[0].parent / f"{paths[0].stem.rsplit('-', 1)[0] if out.suffix else 'contact'}-sheet.png"
+        sheet = paths[0].parent / f"{'contact' if out.is_dir() else out.stem}-sheet.png"
         labels = [f"{prompt} (seed {seed})" for prompt, seed in jobs]
         contact_sheet(videos, labels, sheet)
         paths = [*paths, sheet]
@@ -248,7 +250,7 @@ def clip_recipe(
 
 def output_paths(out: Path, suffix: str, jobs: Sequence[tuple[str, int]]) -> list[Path]:
     """`out` itself for one video named as a file; else `stem-0001.mp4` beside it, or `prompt-seed.mp4` in a folder."""
-    if out.suffix:
+    if out.suffix and not out.is_dir():
         if len(jobs) == 1:
             return [out]
         return [out.with_name(f"{out.stem}-{n:04d}{out.suffix}") for n in range(1, len(jobs) + 1)]

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from reelwright.bundle import build_codec, build_text, fitted_path
+from reelwright.bundle import build_codec, build_text, check_fit, fitted_path
 from reelwright.data.cache import Cache, write_atomic
 from reelwright.data.dataset import CachedDataset, Manifest, PreparedSample, pad_texts, read_manifest, write_manifest
 from reelwright.data.decode import BadVideo, read_window
@@ -91,7 +91,9 @@ def prepare(recipe: Recipe, progress: Progress = lambda *_: None, verify: bool =
     UserError where more clips are lost than data.max_dropped allows. Nothing is ever dropped without its reason.
     """
     cache = Cache(recipe.cache_dir)
+    codec = _fitted_codec(recipe) if not refit else None
     text = _fitted_text(recipe) if not refit else None
+    _check_sizes(recipe, codec or recipe.codec.build())
     inspection = inspect(
         recipe.data, cache, progress=lambda n, total, _: progress("inspecting", n, total), verify=verify
     )
@@ -99,7 +101,6 @@ def prepare(recipe: Recipe, progress: Progress = lambda *_: None, verify: bool =
     frames = _Frames(inspection, recipe.data.fps)
     fitted: list[str] = []
 
-    codec = None if refit else _fitted_codec(recipe)
     if codec is None:
         codec = _fit_codec(recipe, inspection, frames, progress)
         fitted.append(f"codec {recipe.codec.type}")
@@ -124,8 +125,8 @@ def prepare(recipe: Recipe, progress: Progress = lambda *_: None, verify: bool =
     cache.pack()
 
     lost = {item.id for item in frames.dropped}
-    if len(lost) > recipe.data.max_dropped * len({sample.clip.id for sample in inspection.samples}):
-        raise UserError(_too_many_lost(frames.dropped, recipe))
+    if lost and len(inspection.dropped) + len(lost) > recipe.data.max_dropped * inspection.num_clips:
+        raise UserError(_too_many_lost(inspection, frames.dropped, recipe))
     samples = tuple(
         PreparedSample(
             index=sample.index,
@@ -253,6 +254,13 @@ class _Videos:
             yield pixels_to_video(torch.from_numpy(pixels)[None])
 
 
+def _check_sizes(recipe: Recipe, codec: Any) -> None:
+    """UsageError, before anything is decoded, where a size of the recipe fits neither codec nor patch."""
+    with torch.device("meta"):  # no weights: only the rules are asked for
+        denoiser = recipe.model.build(channels=codec.channels, text_width=1)
+    check_fit(recipe, codec, denoiser)
+
+
 def _fitted_codec(recipe: Recipe) -> Any | None:
     """The codec as fitted before; None where it still has to be."""
     if recipe.codec.build().needs_fit and not fitted_path(recipe, "codec").exists():
@@ -358,11 +366,13 @@ def _codec_psnr(
     return round(float(np.mean(finite)), 2) if finite else None
 
 
-def _too_many_lost(dropped: Sequence[Dropped], recipe: Recipe) -> str:
+def _too_many_lost(inspection: Inspection, lost: Sequence[Dropped], recipe: Recipe) -> str:
+    dropped = [*lost, *inspection.dropped]
     reasons = "\n  ".join(f"{item.id}: {item.reason}" for item in dropped[:10])
     return (
-        f"{len(dropped)} clips that seemed sound could not be decoded, more than data.max_dropped = "
-        f"{recipe.data.max_dropped} allows:\n  {reasons}\nMend or remove them, or raise data.max_dropped"
+        f"{len(dropped)} of {inspection.num_clips} clips are lost, {len(lost)} of them while they were decoded; "
+        f"that is more than data.max_dropped = {recipe.data.max_dropped:g} allows:\n  {reasons}\n"
+        "Mend or remove them, or raise data.max_dropped"
     )
 
 

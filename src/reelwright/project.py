@@ -12,9 +12,9 @@ RECIPE = """\
 #   reelwright inspect recipe.yaml           what would be used and dropped, and why
 #   reelwright prepare recipe.yaml           data -> cache
 #   reelwright train recipe.yaml             again: resumes
-#   reelwright generate runs/first --prompt "..." --out first.mp4
-#   reelwright evaluate runs/first
-run_dir: runs/first
+#   reelwright generate checkpoints/first --prompt "..." --out first.mp4
+#   reelwright evaluate checkpoints/first
+run_dir: checkpoints/first
 cache_dir: cache
 seed: 0
 data:
@@ -44,7 +44,7 @@ def create_project(folder: Path) -> list[str]:
     captions = {"video1.mp4": "what happens in video1.mp4", "video2.mp4": "what happens in video2.mp4"}
     (folder / "data" / "captions.json").write_text(json.dumps(captions, indent=2) + "\n", encoding="utf-8")
     (folder / "checkpoints").mkdir()
-    (folder / "recipe.yaml").write_text(RECIPE.replace("runs/first", "checkpoints/first"), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     (folder / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
     return [
         f"{folder}: made. Next:",

@@ -59,7 +59,7 @@ class Recipe(Config):
     def _name_types(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        values = dict(values)
+        values = {key: value for key, value in values.items() if value is not None}  # `train:` with nothing below it
         for group, default in DEFAULT_TYPES.items():
             inner = values.get(group)
             if isinstance(inner, dict) and "type" not in inner:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reelwright.bundle import DenoisingLoss, build_bundle, draw
+from reelwright.bundle import DenoisingLoss, build_bundle, draw, fitted_path
 from reelwright.config import to_yaml
 from reelwright.data.buckets import BucketSampler
 from reelwright.generate import Compute, decode_latents, sample_latents
@@ -76,8 +77,14 @@ def train(
     run = RunDirectory.create(recipe.run_dir)
     with run.lock() if main else nullcontext(), stop_signals() as stop:
         log = _logger(run, say) if main else (lambda _: None)
+
+        def preparing(stage: str, done: int, total: int) -> None:
+            on_prepare(stage, done, total)
+            if stop:  # a cache may be left at any moment; there is nothing to save yet
+                raise KeyboardInterrupt
+
         if main:
-            for line in prepare(recipe, on_prepare).lines():
+            for line in prepare(recipe, preparing).lines():
                 log(line)
         accelerator.wait_for_everyone()
         prepared = open_prepared(recipe)
@@ -95,9 +102,10 @@ def train(
         state = TrainState()
         resumed = checkpoints.newest_valid(run.checkpoints, log)
         if resumed is not None:
-            state = restore(resumed, loss_module, optimizer, ema)
+            state = restore(resumed, recipe, bundle, loss_module, optimizer, ema)
             log(f"resuming from {resumed.name}")
-        run.rewind(state.step)
+        if main:
+            run.rewind(state.step)
         model, optimizer = accelerator.prepare(loss_module, optimizer)
         if state.scaler and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state.scaler)
@@ -247,19 +255,28 @@ def fork_run(recipe: Recipe, source: Path) -> None:
     """
     run, origin = RunDirectory(recipe.run_dir), RunDirectory.open(source)
     if run.exists():
-        raise UsageError(f"--fork {source}: {run.path} holds a run already; give a new one with run_dir=NEW_DIR")
+        raise UsageError(
+            f"--fork {source}: {run.path} holds a run already; "
+            "to go on with it, the same command without --fork; for another fork, run_dir=NEW_DIR"
+        )
     newest = checkpoints.newest_valid(origin.checkpoints)
     if newest is None:
         raise UsageError(f"--fork {source}: it has no usable checkpoint to go on from")
     run = RunDirectory.create(recipe.run_dir)
-    shutil.copytree(newest, run.checkpoints / newest.name)
+    shutil.copytree(newest, run.checkpoints / newest.name, dirs_exist_ok=True)  # of a fork that was killed
     run.write_recipe(settle(recipe).plain())
     run.log(f"forked from {newest}")
 
 
-def restore(path: Path, module: DenoisingLoss, optimizer: Any, ema: EMA | None) -> TrainState:
-    """Load everything a checkpoint holds into the live objects; UserError names a tensor that is missing."""
+def restore(
+    path: Path, recipe: Recipe, bundle: Bundle, module: DenoisingLoss, optimizer: Any, ema: EMA | None
+) -> TrainState:
+    """Load everything a checkpoint holds into the live objects.
+
+    UserError names a tensor that is missing, or a codec or tokenizer that is not the one the weights were trained with.
+    """
     loaded = checkpoints.load_checkpoint(path)
+    _refuse_other_fit(path, recipe, bundle, loaded.tensors.get("codec", {}))
     try:
         module.load_state_dict(loaded.tensors["model"])
         load_optimizer_tensors(module, optimizer, loaded.tensors["optimizer"])
@@ -268,6 +285,24 @@ def restore(path: Path, module: DenoisingLoss, optimizer: Any, ema: EMA | None) 
     except (KeyError, RuntimeError, ValueError) as error:
         raise UserError(f"{path} does not fit its own recipe: {error}") from None
     return loaded.state
+
+
+def _refuse_other_fit(path: Path, recipe: Recipe, bundle: Bundle, codec: Mapping[str, torch.Tensor]) -> None:
+    """UserError where the cache's codec or tokenizer is not the one a checkpoint's weights were trained with."""
+    others = []
+    fitted = bundle.codec.state_dict() if codec else {}
+    if any(not torch.equal(tensor, fitted[name].cpu()) for name, tensor in codec.items()):
+        others.append((path / "codec.safetensors", fitted_path(recipe, "codec")))
+    tokenizer = path / "tokenizer.json"
+    if tokenizer.exists() and tokenizer.read_text(encoding="utf-8") != bundle.text.tokenizer_json():
+        others.append((tokenizer, fitted_path(recipe, "text")))
+    if others:
+        commands = "\n  ".join(f"cp {shlex.quote(str(saved))} {shlex.quote(str(now))}" for saved, now in others)
+        raise UserError(
+            f"{recipe.cache_dir}: codec or tokenizer were fitted anew since {path} was saved; its weights cannot read "
+            f"what they make.\nTo go on with this run, put its own back:\n  {commands}\n"
+            "To use the new ones, train from the start with another run_dir"
+        )
 
 
 def save_run(
@@ -291,7 +326,7 @@ def save_run(
         texts["tokenizer.json"] = module.text.tokenizer_json()  # pyright: ignore[reportCallIssue]
     path = checkpoints.save_checkpoint(run.checkpoints, state, tensors, texts)
     checkpoints.verify_checkpoint(path)
-    checkpoints.prune(run.checkpoints, recipe.train.keep_checkpoints, state.best_step)
+    checkpoints.prune(path, recipe.train.keep_checkpoints, state.best_step)
 
 
 def write_samples(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -19,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from reelwright.types import UserError
 
 MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-\d{7,}")
 
 
 class DamagedCheckpoint(UserError):
@@ -48,6 +51,7 @@ class Checkpoint:
     """A loaded checkpoint. `tensors[file stem][name]`."""
 
     path: Path
+    manifest: dict[str, Any]
     state: TrainState
     tensors: dict[str, dict[str, torch.Tensor]]
 
@@ -84,6 +88,7 @@ def save_checkpoint(
             (temporary / name).write_text(text, encoding="utf-8")
         files = {path.name: _file_entry(path) for path in sorted(temporary.iterdir())}
         manifest = {"step": state.step, "seconds": round(state.seconds, 3), "files": files, **_provenance()}
+        manifest["sha256"] = _seal(manifest)
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in [*temporary.iterdir(), temporary]:
             _sync(path)
@@ -91,7 +96,7 @@ def save_checkpoint(
             shutil.rmtree(target)
         temporary.rename(target)
         _sync(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps the system's errors in its own
         shutil.rmtree(temporary, ignore_errors=True)
         free = shutil.disk_usage(folder).free if folder.exists() else 0
         raise UserError(
@@ -110,8 +115,12 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         files = dict(manifest["files"])
+        seal = manifest.pop("sha256", None)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpoint(f"{manifest_path}: missing or unreadable ({error})") from None
+        raise DamagedCheckpoint(f"{manifest_path}: missing or unreadable ({error!r})") from None
+    # Checkpoints written before the seal was added have none; a renamed key shows among the others.
+    if set(manifest) != {"step", "seconds", "files", *_provenance()} or seal not in (None, _seal(manifest)):
+        raise DamagedCheckpoint(f"{manifest_path}: it was changed after it was written")
     for name, entry in files.items():
         file = path / name
         try:
@@ -129,22 +138,24 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
 def load_checkpoint(path: Path, stems: tuple[str, ...] | None = None) -> Checkpoint:
     """Verify, then load the named tensor files (None: all). DamagedCheckpoint where anything is wrong."""
     manifest = verify_checkpoint(path)
-    present = {file.stem: file for file in path.glob("*.safetensors")}
+    present = {Path(name).stem: path / name for name in manifest["files"] if name.endswith(".safetensors")}
     wanted = present if stems is None else {stem: present[stem] for stem in stems if stem in present}
+    if "state.json" not in manifest["files"]:
+        raise DamagedCheckpoint(f"{path / 'state.json'}: missing")
     raw = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    raw["seconds"] = manifest.get("seconds", 0.0)
+    raw["seconds"] = manifest["seconds"]
     expected = set(TrainState.__dataclass_fields__)
     if set(raw) != expected:
         raise DamagedCheckpoint(
             f"{path / 'state.json'}: keys {sorted(set(raw) ^ expected)} are missing or unknown; "
             "it was written by another version"
         )
-    return Checkpoint(path, TrainState(**raw), {stem: load_file(file) for stem, file in wanted.items()})
+    return Checkpoint(path, manifest, TrainState(**raw), {stem: load_file(file) for stem, file in wanted.items()})
 
 
 def newest_valid(folder: Path, report: Callable[[str], None] = lambda _: None) -> Path | None:
     """The newest checkpoint that verifies; every damaged one passed over is reported by name and reason."""
-    for path in sorted(folder.glob("step-*"), key=step_of, reverse=True):
+    for path in reversed(_checkpoints(folder)):
         try:
             verify_checkpoint(path)
         except DamagedCheckpoint as damage:
@@ -154,9 +165,12 @@ def newest_valid(folder: Path, report: Callable[[str], None] = lambda _: None) -
     return None
 
 
-def prune(folder: Path, keep: int, best_step: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and the best. Call it after the newest has been verified."""
-    paths = sorted(folder.glob("step-*"), key=step_of)
+def prune(saved: Path, keep: int, best_step: int | None) -> None:
+    """Remove what is older than `saved`, a checkpoint just verified: all but the newest `keep` (it included) and best.
+
+    Later ones, damaged and passed over by resuming, are not counted: they must not push out those that are whole.
+    """
+    paths = [path for path in _checkpoints(saved.parent) if step_of(path) <= step_of(saved)]
     for path in paths[:-keep]:
         if step_of(path) != best_step:
             shutil.rmtree(path)
@@ -166,6 +180,16 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what a killed save left behind. Call it while holding the run's lock."""
     for path in folder.glob(".writing-*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Oldest first, by name; other things a user keeps beside them are none."""
+    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=step_of)
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """sha256 over the manifest, which no other file vouches for."""
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def _state_json(state: TrainState) -> str:

@@ -51,6 +51,15 @@ class TrainConfig(Config):
             raise ValueError(f"micro_batch = {self.micro_batch}: must be 'auto' or at least 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {self.betas}: both must be in [0, 1)")
+        if self.sample_prompts == () or (isinstance(self.sample_prompts, int) and self.sample_prompts < 1):
+            raise ValueError(
+                f"sample_prompts = {self.sample_prompts}: at least one, as a number or as a list of prompts"
+            )
+        if self.final_lr_fraction and self.lr_schedule == "constant":
+            raise ValueError(
+                f"final_lr_fraction = {self.final_lr_fraction} has no effect with lr_schedule = 'constant'; "
+                "use cosine or linear, or leave it at 0"
+            )
         if self.track_best and not self.evaluate_every:
             raise ValueError("track_best = true has no effect while evaluate_every = 0; set evaluate_every")
         return self

@@ -22,9 +22,13 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"device = '{name}': not a device; use auto, cpu or cuda") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device = '{name}': not a device; use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device = 'cuda': no CUDA device is visible to torch; use device cpu or auto")
+        raise UsageError(f"device = '{name}': no CUDA device is visible to torch; use device cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device = '{name}': torch sees {torch.cuda.device_count()} CUDA devices, counted from 0")
     return device
 
 

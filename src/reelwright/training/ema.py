@@ -44,9 +44,13 @@ class EMA:
         return dict(zip(self.names, self.values, strict=True))
 
     def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
-        """ValueError where the names differ from the module's."""
+        """ValueError where names or shapes differ from the module's."""
         if set(tensors) != set(self.names):
             missing = sorted(set(self.names) ^ set(tensors))
             raise ValueError(f"the moving average and the model differ in: {', '.join(missing[:5])}")
         for name, value in zip(self.names, self.values, strict=True):
+            if tensors[name].shape != value.shape:
+                raise ValueError(
+                    f"the moving average of '{name}' is {tuple(tensors[name].shape)}, the weight {tuple(value.shape)}"
+                )
             value.copy_(tensors[name])

@@ -9,6 +9,8 @@ from torch import nn
 
 from reelwright.training.config import TrainConfig
 
+STATE = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps of a parameter
+
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Fused AdamW (Loshchilov & Hutter 2019); weight decay on matrices only, not on norms, biases and vectors."""
@@ -42,31 +44,41 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state as named tensors: `<state>.<parameter name>`."""
+    """The optimizer's state as named tensors: `<state>.<parameter name>`.
+
+    A parameter that has had no gradient yet has no state; it is given the zeros AdamW would start it with, so that a
+    missing tensor always means damage.
+    """
     tensors = {}
     for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}.{name}"] = torch.as_tensor(value)
+        if not parameter.requires_grad:
+            continue
+        state = optimizer.state.get(parameter) or {
+            key: torch.zeros(()) if key == "step" else torch.zeros_like(parameter) for key in STATE
+        }
+        for key in STATE:
+            tensors[f"{key}.{name}"] = state[key]
     return tensors
 
 
 def load_optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Inverse of `optimizer_tensors`. ValueError names what is missing or left over."""
+    """Inverse of `optimizer_tensors`. ValueError names what is missing, left over or of another shape."""
     left = set(tensors)
-    moments = ("exp_avg", "exp_avg_sq", "step")
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         state = {}
-        for key in moments:
+        for key in STATE:
             full = f"{key}.{name}"
             if full not in tensors:
                 raise ValueError(f"the optimizer's state has no '{full}'")
             left.discard(full)
-            value = tensors[full]
-            state[key] = value.clone() if key == "step" else value.to(parameter.device).clone()
+            value, shape = tensors[full], torch.Size() if key == "step" else parameter.shape
+            if value.shape != shape:
+                raise ValueError(f"the optimizer's '{full}' is {tuple(value.shape)}, expected {tuple(shape)}")
+            state[key] = value.to(parameter.device, copy=True)  # the step too: fused AdamW wants it beside the weights
         optimizer.state[parameter] = state
     if left:
         raise ValueError(f"the optimizer's state has tensors of no parameter: {', '.join(sorted(left)[:5])}")

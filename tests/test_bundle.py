@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from reelwright.bundle import (
+    DenoisingLoss,
+    build_bundle,
+    draw,
+    fitted_key,
+    fitted_path,
+    load_model,
+)
+from reelwright.randomness import keyed_normal
+from reelwright.training import checkpoint as checkpoints
+from reelwright.training.checkpoint import DamagedCheckpoint
+from reelwright.types import Text, UsageError, UserError
+from tiny_models import CAPTIONS, fitted_parts, shake, tiny_batch, tiny_bundle, tiny_recipe, write_run
+
+OBJECTIVES = [
+    ("objective.schedule=flow", "objective.shift=3.0", "objective.prediction=velocity"),
+    ("objective.schedule=cosine", "objective.prediction=v", "objective.weighting=min_snr"),
+    ("objective.schedule=scaled_linear", "objective.prediction=noise", "objective.loss=huber"),
+    ("objective.schedule=flow", "objective.prediction=x0", "objective.time_sampling=logit_normal"),
+]
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# Draws
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_draw_depends_on_its_sample_alone(tmp_path: Path, objective: tuple[str, ...]) -> None:
+    bundle = tiny_bundle(tiny_recipe(tmp_path, *objective))
+    together = draw(tiny_batch(bundle, (3, 1, 2)), bundle.objective, seed=0)
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    turned = draw(tiny_batch(bundle, (2, 3, 1)), bundle.objective, seed=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name in ("latents", "noise", "t"):
+        assert torch.equal(getattr(together, name), getattr(turned, name)[[1, 2, 0]]), name
+        for row, index in enumerate((3, 1, 2)):
+            alone = draw(tiny_batch(bundle, (index,)), bundle.objective, seed=0)
+            assert torch.equal(getattr(alone, name)[0], getattr(together, name)[row]), name
+
+
+def test_seed_epoch_sample_and_purpose_each_change_a_draw(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tiny_recipe(tmp_path))
+    batch = tiny_batch(bundle, (3, 3))
+    assert torch.equal(*draw(batch, bundle.objective, 0).noise), "the same sample twice"
+    others = draw(tiny_batch(bundle, (3, 4), stochastic=False), bundle.objective, 0)
+    assert not torch.equal(*others.noise) and not torch.equal(*others.t)
+    first, later = draw(batch, bundle.objective, 0), draw(batch, bundle.objective, 1)
+    epochs = type(batch)(batch.indices, (7, 8), batch.latents, batch.text, batch.captions)
+    by_epoch = draw(epochs, bundle.objective, 0)
+    for name in ("latents", "noise", "t"):
+        assert not torch.equal(getattr(first, name), getattr(later, name)), f"{name} by seed"
+        assert not torch.equal(getattr(by_epoch, name)[0], getattr(by_epoch, name)[1]), f"{name} by epoch"
+    assert batch.latents.logvar is not None
+    posterior_noise = (first.latents - batch.latents.mean) / (0.5 * batch.latents.logvar).exp()
+    assert (posterior_noise - first.noise).abs().max() > 0.1, "the posterior's noise is not the diffusion's"
+
+
+def test_a_deterministic_codec_gives_its_latents_as_they_are(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tiny_recipe(tmp_path))
+    batch = tiny_batch(bundle, stochastic=False)
+    assert torch.equal(draw(batch, bundle.objective, 0).latents, batch.latents.mean)
+
+
+# The loss
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_loss_is_its_formula_in_float64(tmp_path: Path, objective: tuple[str, ...]) -> None:
+    bundle = tiny_bundle(tiny_recipe(tmp_path, *objective))
+    module = DenoisingLoss(bundle).double()
+    shake(module)
+    batch = tiny_batch(bundle)
+    drawn = draw(batch, bundle.objective, 0)
+    x0, noise, t = drawn.latents.double(), drawn.noise.double(), drawn.t
+
+    alpha, sigma = (
+        f(t).view(-1, 1, 1, 1, 1) for f in (bundle.objective.schedule.alpha, bundle.objective.schedule.sigma)
+    )
+    x_t = alpha * x0 + sigma * noise
+    target = {"velocity": noise - x0, "v": alpha * noise - sigma * x0, "noise": noise, "x0": x0}[
+        bundle.objective.config.prediction
+    ]
+    with torch.no_grad():
+        prediction = module.denoiser(x_t, t, module.text(batch.text))  # pyright: ignore[reportOptionalCall]
+        losses = module(x0, noise, t, batch.text)
+    error = prediction - target
+    if bundle.objective.config.loss == "huber":
+        element = torch.where(error.abs() < 1, 0.5 * error**2, error.abs() - 0.5)
+    else:
+        element = error**2
+    expected = element.mean(dim=(1, 2, 3, 4))
+    if bundle.objective.config.weighting == "min_snr":  # for v: min(SNR, 5) / (SNR + 1)
+        snr = (alpha / sigma).flatten() ** 2
+        expected = expected * snr.clamp(max=5.0) / (snr + 1)
+    assert prediction.abs().max() > 1e-3 and losses.shape == (3,)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_is_its_samples_own(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tiny_recipe(tmp_path))
+    module = DenoisingLoss(bundle)
+    shake(module)
+    batch = tiny_batch(bundle, (3, 1, 2))
+    drawn = draw(batch, bundle.objective, 0)
+    losses = module(drawn.latents, drawn.noise, drawn.t, batch.text)
+    for row, index in enumerate((3, 1, 2)):
+        one = tiny_batch(bundle, (index,))
+        alone = draw(one, bundle.objective, 0)
+        torch.testing.assert_close(module(alone.latents, alone.noise, alone.t, one.text)[0], losses[row])
+
+
+def test_gradients_reach_the_text_encoder_and_frozen_embeddings_pass_through(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tiny_recipe(tmp_path))
+    module = DenoisingLoss(bundle)
+    shake(module)
+    batch = tiny_batch(bundle)
+    drawn = draw(batch, bundle.objective, 0)
+    module(drawn.latents, drawn.noise, drawn.t, batch.text).sum().backward()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for n, p in module.named_parameters() if n != "text.norm.bias"
+    )
+    assert {name.split(".")[0] for name in module.state_dict()} == {"denoiser", "text"}
+
+    frozen = DenoisingLoss(type(bundle)(bundle.denoiser, bundle.codec, None, bundle.objective))
+    assert {name.split(".")[0] for name in frozen.state_dict()} == {"denoiser"}
+    embeddings = Text(torch.randn(3, 4, 32), torch.ones(3, 4, dtype=torch.bool))
+    assert frozen.condition(embeddings) is embeddings
+
+
+# Building
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
+    parts = fitted_parts(tiny_recipe(tmp_path))
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one = DenoisingLoss(build_bundle(tiny_recipe(tmp_path), *parts)).state_dict()
+    assert torch.equal(torch.get_rng_state(), state), "the global generator is left alone"
+    torch.manual_seed(6)
+    again = DenoisingLoss(build_bundle(tiny_recipe(tmp_path), *parts)).state_dict()
+    other = DenoisingLoss(build_bundle(tiny_recipe(tmp_path, "seed=1"), *parts)).state_dict()
+    assert same(one, again) and not same(one, other)
+
+
+def test_what_was_fitted_is_read_from_the_cache_and_asked_for_where_it_is_not(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    codec, tokenizer = fitted_parts(recipe)
+    with pytest.raises(UsageError, match="the codec has not been fitted on the data; run: reelwright prepare"):
+        build_bundle(recipe)
+    fitted_path(recipe, "codec").parent.mkdir(parents=True)
+    save_file(codec, fitted_path(recipe, "codec"))
+    with pytest.raises(UsageError, match="the text has not been fitted on the data; run: reelwright prepare"):
+        build_bundle(recipe)
+    fitted_path(recipe, "text").write_text(tokenizer)
+    bundle = build_bundle(recipe)
+    assert same(bundle.codec.state_dict(), codec)
+    assert bundle.text.tokenize(list(CAPTIONS)).mask.any()
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("codec.channels=7", {"codec"}), ("text.width=64", {"text"}), ("data.path=elsewhere", {"codec", "text"}),
+        ("data.fps=4", {"codec"}), ("data.validation=0.5", set()), ("train.steps=7", set()), ("seed=3", set()),
+    ],
+)  # fmt: skip
+def test_a_fit_is_named_by_what_it_was_fitted_for(tmp_path: Path, override: str, changed: set[str]) -> None:
+    one, other = tiny_recipe(tmp_path), tiny_recipe(tmp_path, override)
+    assert {part for part in ("codec", "text") if fitted_key(one, part) != fitted_key(other, part)} == changed
+
+
+# Loading a model
+
+
+def weights_of(model: Any) -> dict[str, Tensor]:
+    return DenoisingLoss(model.bundle).state_dict()
+
+
+def test_a_run_means_its_average_at_the_newest_checkpoint(tmp_path: Path) -> None:
+    run = write_run(tiny_recipe(tmp_path))
+    newest = run.checkpoints / "step-0000020"
+    loaded = load_model(str(run.path))
+    assert (loaded.step, loaded.origin, loaded.warnings) == (20, str(newest), ())
+    assert same(weights_of(loaded), load_file(newest / "ema.safetensors"))
+    assert loaded.recipe == tiny_recipe(tmp_path)
+    raw = load_model(str(run.path), raw=True)
+    assert same(weights_of(raw), load_file(newest / "model.safetensors"))
+    assert raw.weights_sha256 != loaded.weights_sha256
+    assert same(loaded.bundle.codec.state_dict(), load_file(newest / "codec.safetensors"))
+
+
+def test_a_checkpoint_can_be_named(tmp_path: Path) -> None:
+    run = write_run(tiny_recipe(tmp_path))
+    wanted = load_file(run.checkpoints / "step-0000010" / "ema.safetensors")
+    for model, name in ((run.path, "10"), (run.path, "step-0000010"), (run.checkpoints / "step-0000010", None)):
+        loaded = load_model(str(model), name)
+        assert loaded.step == 10 and same(weights_of(loaded), wanted)
+    with pytest.raises(UsageError, match=r"--checkpoint 15: not in .*; there are: step-0000010, step-0000020"):
+        load_model(str(run.path), "15")
+    with pytest.raises(UsageError, match=r"--checkpoint 10: .* is not a run directory"):
+        load_model(str(run.checkpoints / "step-0000010"), "10")
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(tmp_path: Path) -> None:
+    run = write_run(tiny_recipe(tmp_path))
+    (run.checkpoints / "step-0000020" / "ema.safetensors").write_bytes(b"short")
+    loaded = load_model(str(run.path))
+    assert loaded.step == 10 and len(loaded.warnings) == 1
+    assert "step-0000020 is damaged and is passed over" in loaded.warnings[0]
+    with pytest.raises(DamagedCheckpoint, match=r"ema\.safetensors: 5 bytes"):
+        load_model(str(run.path), "20")
+    (run.checkpoints / "step-0000010" / "recipe.yaml").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"no usable checkpoint \(.*step-0000020.*step-0000010.*recipe\.yaml"):
+        load_model(str(run.path))
+
+
+def test_the_best_checkpoint_is_used_where_one_is_tracked(tmp_path: Path) -> None:
+    run = write_run(tiny_recipe(tmp_path), steps=(10, 20, 30), best_step=10)
+    assert load_model(str(run.path)).step == 10
+    (run.checkpoints / "step-0000010" / "ema.safetensors").write_bytes(b"short")
+    loaded = load_model(str(run.path))
+    assert loaded.step == 30 and "the best checkpoint is damaged, step-0000030 is used instead" in loaded.warnings[0]
+
+
+def test_a_recipe_is_a_model_of_random_weights_and_says_so(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    codec, tokenizer = fitted_parts(recipe)
+    fitted_path(recipe, "codec").parent.mkdir(parents=True)
+    save_file(codec, fitted_path(recipe, "codec"))
+    fitted_path(recipe, "text").write_text(tokenizer)
+    recipe.save(tmp_path / "recipe.yaml")
+    loaded = load_model(str(tmp_path / "recipe.yaml"))
+    assert loaded.step is None and len(loaded.warnings) == 1 and "weights are random" in loaded.warnings[0]
+    assert same(weights_of(loaded), DenoisingLoss(build_bundle(recipe)).state_dict())
+    with pytest.raises(UsageError, match="is not a run directory"):
+        load_model(str(tmp_path / "recipe.yaml"), "10")
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty", "file.mp4"])
+def test_what_is_no_model_is_refused_with_what_would_be(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.mp4").write_bytes(b"")
+    with pytest.raises(UsageError, match="not a model; give a run directory"):
+        load_model(str(tmp_path / name))
+
+
+def test_a_run_without_a_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
+    run = write_run(tiny_recipe(tmp_path), steps=())
+    with pytest.raises(UsageError, match="none has been saved yet.*reelwright train"):
+        load_model(str(run.path))
+
+
+@pytest.mark.parametrize("stem", ["ema", "codec"])
+def test_each_tensor_missing_from_a_checkpoint_is_refused_by_name(tmp_path: Path, stem: str) -> None:
+    path = write_run(tiny_recipe(tmp_path), steps=(10,)).checkpoints / "step-0000010"
+    tensors = load_file(path / f"{stem}.safetensors")
+    for name in sorted(tensors)[:: 1 if stem == "codec" else 9]:
+        save_file({key: value for key, value in tensors.items() if key != name}, path / f"{stem}.safetensors")
+        reseal(path)
+        with pytest.raises(UserError, match=rf"(?s){stem}\.safetensors does not fit its recipe.*{name}"):
+            load_model(str(path))
+
+
+@pytest.mark.parametrize("name", ["codec.safetensors", "tokenizer.json"])
+def test_a_part_left_out_of_a_checkpoint_is_not_taken_from_the_cache(tmp_path: Path, name: str) -> None:
+    recipe = tiny_recipe(tmp_path)
+    codec, tokenizer = fitted_parts(recipe)
+    fitted_path(recipe, "codec").parent.mkdir(parents=True)
+    save_file(codec, fitted_path(recipe, "codec"))
+    fitted_path(recipe, "text").write_text(tokenizer)
+    path = write_run(recipe, steps=(10,)).checkpoints / "step-0000010"
+    (path / name).unlink()
+    reseal(path)
+    with pytest.raises(UserError, match=name):
+        load_model(str(path))
+
+
+def reseal(path: Path) -> None:
+    """Write the manifest anew for the files as they are: damage that no checksum shows."""
+    manifest = json.loads((path / checkpoints.MANIFEST).read_text())
+    del manifest["sha256"]
+    files = [file for file in sorted(path.iterdir()) if file.name != checkpoints.MANIFEST]
+    manifest["files"] = {file.name: checkpoints._file_entry(file) for file in files}
+    manifest["sha256"] = checkpoints._seal(manifest)
+    (path / checkpoints.MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_the_untrained_model_predicts_nothing_and_the_shaken_one_something(tmp_path: Path) -> None:
+    """What the tests of the loss rest on."""
+    bundle = tiny_bundle(tiny_recipe(tmp_path))
+    cond = bundle.text(bundle.text.tokenize(["a red ball"]))
+    x = keyed_normal((1, bundle.codec.channels, 2, 2, 2), "x")
+    assert not bundle.denoiser(x, torch.tensor([0.5]), cond).any()
+    shake(bundle.denoiser)
+    assert bundle.denoiser(x, torch.tensor([0.5]), cond).abs().max() > 0.01

@@ -1,0 +1,192 @@
+"""`evaluate` and its benchmark: every control row, intervals, scores kept with the run, and no figure from nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from reelwright.benchmark import HEADERS, SPLITS, run_benchmark, through_codec
+from reelwright.bundle import load_model
+from reelwright.evaluate import Result, Settings, run_evaluate
+from reelwright.generate import Compute
+from reelwright.metrics.frames import psnr
+from reelwright.prepare import prepare
+from reelwright.recipe import Recipe, SamplingConfig
+from reelwright.run import RunDirectory
+from reelwright.shapes.controls import CONTROLS
+from reelwright.shapes.files import write_collection
+from reelwright.train import train
+from reelwright.types import Size, UsageError
+from reelwright.video.write import write_video
+
+CPU = Compute(torch.device("cpu"))
+FAST: dict[str, Any] = {"steps": 1, "guidance": 1.0}
+CONTROL_ROWS = {
+    "model, shuffled captions", "renderer", "renderer through codec", "untrained model", "nearest training clip",
+    *(f"model, {name}" for name in CONTROLS),
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(trained_run: Path, tmp_path: Path) -> Path:
+    """A copy of the trained run, to be scored."""
+    return Path(shutil.copytree(trained_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recipe]:
+    """A collection of the benchmark's own size, 64x64 and 16 frames, and a prepared recipe of random weights."""
+    folder = tmp_path_factory.mktemp("full_size")
+    write_collection(folder / "shapes", 10, 0, "s1", Size(16, 64, 64), 8.0, write_video)
+    recipe = Recipe.parse(
+        {
+            "run_dir": str(folder / "run"), "cache_dir": str(folder / "cache"),
+            "data": {"path": str(folder / "shapes"), "frames": 16, "fps": 8, "width": 64, "height": 64},
+            "codec": {"type": "pca", "block": [4, 8, 8], "channels": 48},
+            "text": {"type": "native", "vocab_size": 300, "width": 32, "depth": 1},
+            "model": {"type": "dit", "width": 32, "depth": 1, "heads": 2},
+            "sampling": FAST,
+        }
+    )  # fmt: skip
+    prepare(recipe)
+    recipe.save(folder / "recipe.yaml")
+    return folder, recipe
+
+
+def rows_of(result: Result, metric: str) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(r["row"], r.get("split", "")): r for r in result.rows if r["metric"] == metric}
+
+
+def test_every_row_stands_beside_the_models_with_its_interval(full_size):
+    folder, recipe = full_size
+    result = run_evaluate(str(folder / "recipe.yaml"), Settings(("shapes", "memorisation"), prompts=6), CPU)
+    joint = rows_of(result, "joint accuracy")
+    assert {row for row, _ in joint} == {"model"} | CONTROL_ROWS
+    assert {split for row, split in joint if row == "model"} == set(SPLITS)
+    assert all(r["n"] == 6 and 0 <= r["low"] <= r["value"] <= r["high"] <= 1 for r in joint.values())
+    renderer = joint["renderer", "in_distribution"]
+    assert renderer["value"] == 1.0 and renderer["low"] < 1.0, "the checker reads what the renderer drew"
+    assert joint["untrained model", "in_distribution"]["value"] == 0.0
+    assert joint["model, blank", "in_distribution"]["value"] == 0.0
+    title, headers, cells = result.tables()[0]
+    assert (title, headers) == ("moving shapes", HEADERS) and len(cells) == len(joint)
+    assert any("random" in note for note in result.notes)
+    assert "euler 1 steps, guidance 1" in result.notes[-1]
+    assert not recipe.run_dir.exists(), "a recipe's random weights have no run to write into"
+
+
+def test_the_codec_row_is_the_ceiling_of_the_latents(full_size):
+    folder, recipe = full_size
+    model = load_model(str(folder / "recipe.yaml"))
+    videos = [np.random.default_rng(0).integers(0, 255, (16, 64, 64, 3), dtype=np.uint8)]
+    (noise,) = through_codec(model.bundle, videos, CPU)
+    assert noise.shape == videos[0].shape and psnr(noise, videos[0]) < 15, "48 of 768 numbers cannot hold noise"
+
+
+def test_the_same_evaluation_twice_is_the_same(full_size):
+    model = load_model(str(full_size[0] / "recipe.yaml"))
+    twice = [run_benchmark(model, SamplingConfig.parse(FAST), CPU, 3, ("paraphrases",)) for _ in range(2)]
+    assert twice[0].rows == twice[1].rows and {row.split for row in twice[0].rows} == {"paraphrases"}
+    assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(twice[0].shown, twice[1].shown, strict=True))
+
+
+def test_scores_and_report_stay_with_the_run(run_cli, run, tmp_path):
+    for path in ("scores.json", "evaluation.png"):
+        assert not (run / path).exists()
+    before = (run / "report.html").read_text()
+    result = run_cli(
+        "evaluate", run, "--prompts", 2, "--steps", 1, "--split", "paraphrases", "--json", tmp_path / "s.json"
+    )
+    assert result.code == 0, result.err
+    assert "joint accuracy" in result.out and "renderer through codec" in result.out and "held-out loss" in result.out
+    rows, conditions = RunDirectory(run).read_scores()
+    assert json.loads((tmp_path / "s.json").read_text())["scores"] == rows
+    assert {r["metric"] for r in rows} > {"joint accuracy", "held-out loss", "generation (frames/s)"}
+    assert "8 steps, 32 clips seen" in conditions
+    assert (run / "evaluation.png").stat().st_size > 0
+    assert "renderer through codec" in (run / "report.html").read_text() and "renderer through codec" not in before
+
+
+def test_the_held_out_loss_is_the_one_of_training(run):
+    result = run_evaluate(str(run), Settings(("heldout",)), CPU)
+    (row,) = result.rows
+    trained = [r for r in RunDirectory(run).read_metrics() if "heldout_loss" in r][-1]
+    assert row["value"] == pytest.approx(trained["heldout_loss"], rel=1e-5) and row["split"] == "validation"
+
+
+@pytest.fixture(scope="module")
+def three_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A black, a grey and a white clip, learned by heart in a few steps: the run's directory."""
+    folder = tmp_path_factory.mktemp("three")
+    captions = {"black.mp4": "night", "grey.mp4": "fog", "white.mp4": "snow"}
+    texture = np.random.default_rng(0).integers(-8, 8, (8, 32, 32, 3))
+    for name, level in zip(captions, (20, 128, 235), strict=True):
+        write_video(folder / "data" / "videos" / name, (level + texture).astype(np.uint8), 8.0)
+    (folder / "data" / "captions.json").write_text(json.dumps(captions))
+    recipe = Recipe.parse(
+        {
+            "run_dir": str(folder / "run"), "cache_dir": str(folder / "cache"),
+            "data": {"path": str(folder / "data"), "frames": 8, "fps": 8, "width": 32, "height": 32, "validation": 0},
+            "codec": {"type": "pca", "block": [4, 8, 8], "channels": 24},
+            "text": {"type": "native", "vocab_size": 300, "width": 32, "depth": 1},
+            "model": {"type": "dit", "width": 32, "depth": 2, "heads": 2},
+            "train": {
+                "steps": 150, "batch_size": 6, "learning_rate": 5e-3, "warmup_steps": 10, "precision": "fp32",
+                "ema": 0.9, "evaluate_every": 0, "tensorboard": False, "sample_prompts": 1,
+            },
+            "sampling": {"steps": 8, "guidance": 2.0},
+        }
+    )  # fmt: skip
+    return train(recipe, say=lambda _: None).run_dir
+
+
+def test_each_caption_brings_back_its_own_clip(three_clips):
+    result = run_evaluate(str(three_clips), Settings(), CPU)
+    own = rows_of(result, "own clip is nearest")
+    assert own["model", "train"]["value"] == 1.0 and own["model", "train"]["n"] == 3
+    assert own["chance", "train"]["value"] == pytest.approx(1 / 3)
+    decibels = rows_of(result, "PSNR to own clip (dB)")["model", "train"]
+    assert decibels["value"] > 12 and decibels["low"] <= decibels["value"] <= decibels["high"]
+    title, _, cells = result.tables()[0]
+    assert "3 of 3 their own" in title and [row[2] for row in cells] == ["yes"] * 3
+    assert any("none is held out" in r["metric"] for r in result.rows), "a loss on training clips says that it is one"
+    assert (three_clips / "evaluation.png").is_file()
+
+
+def test_a_folder_of_shapes_is_read_as_it_is(run_cli, full_size):
+    folder = full_size[0] / "shapes"
+    result = run_cli("evaluate", folder, "--prompts", 5)
+    assert result.code == 0 and "files  as rendered  100.0%" in result.out
+    files = run_evaluate(str(folder), Settings(), CPU)
+    counted = [rows_of(files, f"{kind}joint accuracy")["files", "as rendered"] for kind in ("", "still ")]
+    assert sum(row["n"] for row in counted) == 10 and all(row["value"] == 1.0 for row in counted)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (Settings(("fvd",)), "--metrics fvd: not a metric; known: auto, shapes"),
+        (Settings(()), "--metrics: none is given"),
+        (Settings(("shapes",), splits=("train",)), "--split train: not a split; known: in_distribution"),
+        (Settings(sampling={"sampler": "eular"}), "sampler = 'eular'"),
+    ],
+)
+def test_unknown_names_are_refused_and_nothing_is_written(run, settings, told):
+    with pytest.raises(UsageError, match=told):
+        run_evaluate(str(run), settings, CPU)
+    assert not (run / "scores.json").exists()
+
+
+def test_metrics_that_do_not_fit(three_clips, full_size):
+    with pytest.raises(UsageError, match="was not trained on moving shapes"):
+        run_evaluate(str(three_clips), Settings(("shapes",)), CPU)
+    with pytest.raises(UsageError, match="metric nearest.*a folder of rendered shapes"):
+        run_evaluate(str(full_size[0] / "shapes"), Settings(("nearest",)), CPU)
+    with pytest.raises(UsageError, match="not a model"):
+        run_evaluate(str(three_clips.parent / "data"), Settings(), CPU)

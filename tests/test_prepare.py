@@ -1,0 +1,271 @@
+"""`prepare`: only what changed is done again, nothing is lost by a kill, and every lost clip is named."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import reelwright.prepare as prepare_verb
+from reelwright.bundle import build_bundle, draw, fitted_path
+from reelwright.data.cache import Cache
+from reelwright.data.decode import BadVideo
+from reelwright.models.codec import BlockCodec
+from reelwright.models.text import FrozenText
+from reelwright.prepare import Summary, open_prepared, prepare
+from reelwright.recipe import Recipe
+from reelwright.train import train
+from reelwright.types import UserError
+from reelwright.video.write import read_frames, write_video
+
+
+@pytest.fixture
+def own(tmp_path: Path, shapes_clips: Path, write_recipe) -> Any:
+    """A recipe on a copy of the collection with a cache of its own: `own("codec.channels=16")`."""
+    data = shutil.copytree(shapes_clips, tmp_path / "data")
+
+    def load(*overrides: str) -> Recipe:
+        return Recipe.load(write_recipe(*overrides, data=data, cache=tmp_path / "cache"))
+
+    return load
+
+
+def done(summary: Summary) -> tuple[int, int, int]:
+    """(clips encoded, captions encoded, things fitted)"""
+    return summary.encoded, summary.texts, len(summary.fitted)
+
+
+def sample_of(summary: Summary, clip: str) -> Any:
+    return next(sample for sample in summary.manifest.samples if sample.clip == clip)
+
+
+def test_the_second_prepare_does_nothing(own):
+    first = prepare(own())
+    captions = {caption for sample in first.manifest.samples for caption in sample.captions}
+    assert done(first) == (24, len(captions) + 1, 2)  # and the empty caption
+    second = prepare(own())
+    assert done(second) == (0, 0, 0) and second.to_json()["reused"] == 24
+    assert second.manifest == first.manifest
+    assert done(prepare(own(), verify=True)) == (0, 0, 0)
+
+
+def test_a_changed_caption_redoes_its_text_only(own):
+    before = prepare(own())
+    path = own().data.path / "captions.json"
+    captions = json.loads(path.read_text())
+    captions["00003.mp4"] = "an altogether different sentence"
+    path.write_text(json.dumps(captions))
+    after = prepare(own())
+    assert done(after) == (0, 1, 0)
+    old, new = sample_of(before, "00003.mp4"), sample_of(after, "00003.mp4")
+    assert new.captions == ("an altogether different sentence",)
+    assert new.latent_key == old.latent_key and new.text_keys != old.text_keys
+
+
+def test_changed_bytes_redo_one_clip(own):
+    before = prepare(own())
+    video = own().data.path / "videos" / "00005.mp4"
+    frames, fps = read_frames(video)
+    write_video(video, 255 - frames, fps)
+    after = prepare(own())
+    assert done(after) == (1, 0, 0)
+    latents = [Cache(own().cache_dir).get(sample_of(s, "00005.mp4").latent_key)["mean"] for s in (before, after)]
+    assert not torch.equal(*latents)
+
+
+def test_a_changed_codec_redoes_latents_but_no_text(own):
+    prepare(own())
+    other = prepare(own("codec.channels=16"))
+    assert done(other) == (24, 0, 1)
+    assert other.manifest.samples[0].latent_size == prepare(own()).manifest.samples[0].latent_size
+    assert done(prepare(own())) == (0, 0, 0), "the first codec's latents are still there"
+
+
+def test_killed_in_the_middle_it_goes_on(own, tmp_path, monkeypatch):
+    whole = prepare(own())
+    kept = Cache(own().cache_dir)
+    expected = {s.clip: kept.get(s.latent_key)["mean"] for s in whole.manifest.samples}
+    shutil.rmtree(own().cache_dir)
+
+    monkeypatch.setattr(prepare_verb, "ENCODE_BATCH", 5)
+    encode, calls = BlockCodec.encode, []
+
+    def killed(self, video):
+        calls.append(len(video))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(self, video)
+
+    monkeypatch.setattr(BlockCodec, "encode", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(own())
+    monkeypatch.setattr(BlockCodec, "encode", encode)
+    after = prepare(own())
+    assert (after.encoded, after.to_json()["reused"], after.fitted) == (14, 10, [])
+    cache = Cache(own().cache_dir)
+    assert all(torch.equal(cache.get(s.latent_key)["mean"], expected[s.clip]) for s in after.manifest.samples)
+
+
+def test_a_fit_stays_when_clips_go_until_refit(own):
+    prepare(own())
+    captions = own().data.path / "captions.json"
+    some = dict(list(json.loads(captions.read_text()).items())[:16])
+    captions.write_text(json.dumps(some))
+    kept = prepare(own("data.max_dropped=1"))
+    assert len(kept.manifest.samples) == 16 and len(kept.manifest.dropped) == 8
+    assert fitted_path(own("data.max_dropped=1"), "codec") == fitted_path(own(), "codec")
+    assert done(kept) == (0, 0, 0)
+    again = prepare(own("data.max_dropped=1"), refit=True)
+    assert again.fitted == ["codec pca", "tokenizer of text native"]
+    assert again.encoded == 16 and again.texts == len(set(some.values())) + 1
+    assert done(prepare(own("data.max_dropped=1"), refit=True)) == (0, 0, 2), "the same fit again needs no new latents"
+
+
+def undecodable(monkeypatch, *names: str) -> None:
+    """Clips that pass inspection and fail when they are decoded for encoding."""
+    real = prepare_verb.read_window
+
+    def read_window(video, *rest):
+        if video.name in names:
+            raise BadVideo("its frames cannot be decoded")
+        return real(video, *rest)
+
+    monkeypatch.setattr(prepare_verb, "read_window", read_window)
+
+
+def test_a_clip_that_fails_after_inspection_is_named_and_counted(own, monkeypatch):
+    undecodable(monkeypatch, "00007.mp4")
+    summary = prepare(own())
+    assert summary.encoded == 23 and len(summary.manifest.samples) == 23
+    assert summary.to_json()["dropped"] == [{"id": "00007.mp4", "reason": "its frames cannot be decoded"}]
+    assert "dropped 00007.mp4: its frames cannot be decoded" in summary.lines()
+    assert any("1 clips dropped" in line for line in summary.lines())
+    indices = {s.clip: s.index for s in prepare(own("codec.channels=16")).manifest.samples}
+    assert indices["00008.mp4"] == 8, "the samples after it keep their index, hence their draws"
+
+
+def test_more_lost_than_allowed_stops(own, monkeypatch):
+    undecodable(monkeypatch, "00007.mp4", "00009.mp4", "00011.mp4")
+    with pytest.raises(UserError, match=r"3 of 24 clips.*data.max_dropped = 0.1(?s:.*)00009.mp4: its frames"):
+        prepare(own())
+    with pytest.raises(UserError, match="not prepared for this recipe"):
+        open_prepared(own())
+
+
+def test_what_inspection_and_decoding_lose_counts_together(own, monkeypatch):
+    own()
+    for name in ("00001.mp4", "00002.mp4"):
+        (own().data.path / "videos" / name).write_text("no video")
+    undecodable(monkeypatch, "00007.mp4")
+    assert len(prepare(own("data.max_dropped=0.13")).manifest.dropped) == 3
+    with pytest.raises(UserError, match="3 of 24 clips"):
+        prepare(own("data.max_dropped=0.1"))
+
+
+def test_a_stochastic_codecs_posterior_is_kept_and_drawn_from(own, tmp_path):
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"block_out_channels": (4, 8), "norm_num_groups": 4, "latent_channels": 4}
+    settings |= {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    AutoencoderKL(**settings).save_pretrained(tmp_path / "vae", safe_serialization=True)
+    codec = f"codec={{type: autoencoder_kl, model: {tmp_path / 'vae'}}}"
+    recipe = own(codec, "train.steps=2", "model.patch=[1, 4, 4]")
+    summary = prepare(recipe)
+    assert summary.fitted == ["tokenizer of text native"]
+    item = Cache(recipe.cache_dir).get(summary.manifest.samples[0].latent_key)
+    assert set(item) == {"mean", "logvar"} and item["mean"].shape == item["logvar"].shape == (4, 8, 16, 16)
+
+    prepared = open_prepared(recipe)
+    bundle = build_bundle(recipe)
+    index = next(iter(prepared.training.samples))
+    batch = prepared.training.load([(index, 0), (index, 1)], seed=0)
+    latents = draw(batch, bundle.objective, seed=0).latents
+    assert not torch.equal(latents[0], latents[1]), "another draw in another epoch"
+    spread = (latents - batch.latents.mean) / (0.5 * batch.latents.logvar).exp()  # pyright: ignore
+    assert abs(spread.mean()) < 0.05 and abs(spread.std() - 1) < 0.05
+    assert train(recipe, say=lambda _: None).step == 2
+
+
+@pytest.fixture
+def clip_folder(tmp_path: Path, shapes_clips: Path) -> Path:
+    """A CLIP text tower of random weights with a word tokenizer, as transformers saves them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+    captions = json.loads((shapes_clips / "captions.json").read_text()).values()
+    words = ["<pad>", "<s>", "</s>", "<unk>", *sorted({word for caption in captions for word in caption.split()})]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore
+    tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    folder = tmp_path / "clip"
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            bos_token_id=1, eos_token_id=2,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def test_a_frozen_encoders_embeddings_are_cached_and_training_does_without_it(own, clip_folder, monkeypatch):
+    recipe = own(f"text={{type: clip, model: {clip_folder}}}", "train.steps=2")
+    summary = prepare(recipe)
+    sample = summary.manifest.samples[0]
+    embeddings = Cache(recipe.cache_dir).get(sample.text_keys[0])["embeddings"]
+    assert embeddings.shape == (len(sample.captions[0].split()) + 2, 16), "trimmed to the caption's own length"
+    assert prepare(recipe).texts == 0
+
+    made: list[weakref.ref[FrozenText]] = []
+    build = FrozenText.__init__
+    monkeypatch.setattr(
+        FrozenText, "__init__", lambda self, *rest: (made.append(weakref.ref(self)), build(self, *rest))[1]
+    )
+    alive: list[bool] = []
+
+    def look(*_: Any) -> None:
+        gc.collect()
+        alive.append(any(encoder() is not None for encoder in made))
+
+    outcome = train(recipe, on_step=look, say=lambda _: None)
+    assert alive == [False, False], "no text encoder is in memory while the model trains"
+    names = (outcome.run_dir / "checkpoints" / "step-0000002").iterdir()
+    assert not {"tokenizer.json"} & {path.name for path in names}
+
+
+def test_captions_longer_than_the_encoder_are_reported(own):
+    cut = prepare(own("text.length=4"))
+    assert cut.to_json()["captions_cut"] == 24
+    assert any("24 captions are longer than text.length = 4 tokens" in line for line in cut.lines())
+    whole = prepare(own("text.length=64"))
+    assert whole.to_json()["captions_cut"] == 0 and not any("text.length" in line for line in whole.lines())
+
+
+def test_the_codecs_ceiling_is_measured_on_what_is_cached(own):
+    summary = prepare(own())
+    measured = summary.manifest.about["codec_psnr_db"]
+    assert 20 < measured < 60
+    exact = prepare(own("codec={type: pixels, block: [1, 4, 4]}")).manifest.about["codec_psnr_db"]
+    assert exact is None or exact > measured + 20
+
+
+def test_sample_prompts_are_spread_over_the_held_out_clips(own):
+    recipe = own("train.sample_prompts=[a red circle moves left]")
+    prepare(recipe)
+    assert open_prepared(recipe).sample_prompts(recipe) == ["a red circle moves left"]
+    held_out = {s.captions[0] for s in open_prepared(own()).validation.samples.values()}
+    assert set(open_prepared(own()).sample_prompts(own("train.sample_prompts=2"))) == held_out
+    assert np.isfinite(open_prepared(recipe).texts(["a red circle moves left", ""]).values.numpy()).all()
