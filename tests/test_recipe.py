@@ -11,7 +11,7 @@ from reelwright.config import apply_override
 from reelwright.diffusion.sampler import SAMPLERS
 from reelwright.models.codec import PCACodecConfig, PixelCodecConfig
 from reelwright.recipe import DEFAULT_TYPES, MAY_CHANGE, Recipe
-from reelwright.train import settle
+from reelwright.resume import settle
 from reelwright.types import Size, UsageError
 from tiny_models import fitted_parts, tiny_recipe
 
@@ -89,7 +89,7 @@ def test_what_may_change_are_fields_there_are() -> None:
     assert "train.learning_rate" in fields and "codec.block" in fields, "the walk reaches leaves and unions"
     assert fields >= MAY_CHANGE
     assert {"train.steps", "train.epochs", "train.save_every"} <= MAY_CHANGE
-    assert not MAY_CHANGE & {"train.learning_rate", "train.batch_size", "seed", "run_dir", "train.ema"}
+    assert not MAY_CHANGE & {"train.learning_rate", "train.batch_size", "seed", "data.path", "train.ema"}
 
 
 @pytest.mark.parametrize("overrides", [(), ("train.epochs=2",), ("data.only=[a, b]", "model.size=S"), ("seed=7",)])

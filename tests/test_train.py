@@ -20,8 +20,9 @@ from reelwright.data.dataset import CachedDataset
 from reelwright.diffusion.objective import Objective
 from reelwright.prepare import prepare
 from reelwright.recipe import Recipe
+from reelwright.resume import check_same_run, fork_run
 from reelwright.run import RunDirectory
-from reelwright.train import check_same_run, fork_run, train
+from reelwright.train import train
 from reelwright.types import UsageError, UserError
 
 TIMING = ("seconds", "samples_per_second")

@@ -177,7 +177,7 @@ def train(
 ) -> None:
     """Recipe -> run directory. Run it again: it resumes."""
     from reelwright.recipe import Recipe
-    from reelwright.train import fork_run
+    from reelwright.resume import fork_run
     from reelwright.train import train as run_train
 
     loaded = Recipe.load(recipe, overrides or [])

@@ -171,6 +171,12 @@ class Prepared:
     training: CachedDataset
     validation: CachedDataset
 
+    @property
+    def data_sha256(self) -> str:
+        """Of what is trained on: every sample's number, latents and captions."""
+        facts = [[s.index, s.latent_key, s.text_keys] for s in self.training.samples.values()]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
     def texts(self, captions: Sequence[str]) -> Text:
         """Captions that were prepared (the clips' own, the recipe's sample prompts, the empty one), padded."""
         items = [self.cache.get(text_key(caption, self.manifest.text_fingerprint)) for caption in captions]

@@ -76,4 +76,6 @@ class Recipe(Config):
 
 
 # `sampling` only says how videos are shown, so a run may go on with another.
-MAY_CHANGE = RESUMABLE_KEYS | frozenset(f"sampling.{name}" for name in SamplingConfig.model_fields)
+MAY_CHANGE = (
+    RESUMABLE_KEYS | {"run_dir", "cache_dir"} | frozenset(f"sampling.{name}" for name in SamplingConfig.model_fields)
+)

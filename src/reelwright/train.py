@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import shlex
-import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,25 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reelwright.bundle import DenoisingLoss, build_bundle, draw, fitted_path
-from reelwright.config import to_yaml
+from reelwright.bundle import DenoisingLoss, build_bundle, draw
 from reelwright.data.buckets import BucketSampler
 from reelwright.generate import Compute, decode_latents, sample_latents
 from reelwright.heldout import held_out_loss
 from reelwright.prepare import Prepared, open_prepared, prepare
 from reelwright.randomness import derive_seed
-from reelwright.recipe import MAY_CHANGE, Recipe
+from reelwright.recipe import Recipe
 from reelwright.report.run_page import write_run_page
-from reelwright.run import RunDirectory, compare_recipes
+from reelwright.resume import check_same_run, restore, save_run, settle
+from reelwright.run import RunDirectory
 from reelwright.training import checkpoint as checkpoints
 from reelwright.training.checkpoint import TrainState
-from reelwright.training.devices import autocast, make_accelerator, resolve_device, resolve_precision
+from reelwright.training.devices import autocast, make_accelerator, resolve_device
 from reelwright.training.ema import EMA
 from reelwright.training.optim import (
     build_optimizer,
     learning_rate,
-    load_optimizer_tensors,
-    optimizer_tensors,
     set_learning_rate,
 )
 from reelwright.training.tracker import Trackers
@@ -104,6 +100,9 @@ def train(
         if resumed is not None:
             state = restore(resumed, recipe, bundle, loss_module, optimizer, ema)
             log(f"resuming from {resumed.name}")
+        if state.data_sha256 not in ("", prepared.data_sha256):
+            log("the training clips or captions are not those this run began with: from here on its draws differ")
+        state.data_sha256 = prepared.data_sha256
         if main:
             run.rewind(state.step)
         model, optimizer = accelerator.prepare(loss_module, optimizer)
@@ -211,122 +210,6 @@ def train(
             )
         accelerator.free_memory()
         return Outcome(run.path, state.step, stopping or None)
-
-
-def settle(recipe: Recipe) -> Recipe:
-    """The recipe with every `auto` decided. A run that exists keeps what it decided then."""
-    train = recipe.train
-    saved = _saved_recipe(recipe.run_dir)
-    device = resolve_device(train.device)
-    decided: dict[str, Any] = {}
-    if train.device == "auto":
-        decided["device"] = saved.train.device if saved else device.type
-    if train.precision == "auto":
-        decided["precision"] = saved.train.precision if saved else resolve_precision("auto", device)
-    else:
-        resolve_precision(train.precision, device)
-    return recipe.model_copy(update={"train": train.model_copy(update=decided)})
-
-
-def _saved_recipe(run_dir: Path) -> Recipe | None:
-    run = RunDirectory(run_dir)
-    return Recipe.load(run.recipe_path) if run.exists() else None
-
-
-def check_same_run(recipe: Recipe) -> None:
-    """UsageError where the run directory holds a run of another recipe: it shows the difference and the ways out."""
-    saved = _saved_recipe(recipe.run_dir)
-    if saved is None:
-        return
-    differences = compare_recipes(saved.plain(), recipe.plain(), MAY_CHANGE)
-    if differences:
-        raise UsageError(
-            f"{recipe.run_dir} holds a run of another recipe:\n  "
-            + "\n  ".join(str(difference) for difference in differences)
-            + "\nTo train this one from the start: another run_dir=...; to go on from that run's weights in a new "
-            f"directory: run_dir=NEW_DIR --fork {recipe.run_dir}; to go on with that run: take the changes back"
-        )
-
-
-def fork_run(recipe: Recipe, source: Path) -> None:
-    """Start the recipe's new run directory from the newest valid checkpoint of the run `source`.
-
-    UsageError where the new directory holds a run already or `source` has no checkpoint.
-    """
-    run, origin = RunDirectory(recipe.run_dir), RunDirectory.open(source)
-    if run.exists():
-        raise UsageError(
-            f"--fork {source}: {run.path} holds a run already; "
-            "to go on with it, the same command without --fork; for another fork, run_dir=NEW_DIR"
-        )
-    newest = checkpoints.newest_valid(origin.checkpoints)
-    if newest is None:
-        raise UsageError(f"--fork {source}: it has no usable checkpoint to go on from")
-    run = RunDirectory.create(recipe.run_dir)
-    shutil.copytree(newest, run.checkpoints / newest.name, dirs_exist_ok=True)  # of a fork that was killed
-    run.write_recipe(settle(recipe).plain())
-    run.log(f"forked from {newest}")
-
-
-def restore(
-    path: Path, recipe: Recipe, bundle: Bundle, module: DenoisingLoss, optimizer: Any, ema: EMA | None
-) -> TrainState:
-    """Load everything a checkpoint holds into the live objects.
-
-    UserError names a tensor that is missing, or a codec or tokenizer that is not the one the weights were trained with.
-    """
-    loaded = checkpoints.load_checkpoint(path)
-    _refuse_other_fit(path, recipe, bundle, loaded.tensors.get("codec", {}))
-    try:
-        module.load_state_dict(loaded.tensors["model"])
-        load_optimizer_tensors(module, optimizer, loaded.tensors["optimizer"])
-        if ema is not None:
-            ema.load_tensors(loaded.tensors["ema"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path} does not fit its own recipe: {error}") from None
-    return loaded.state
-
-
-def _refuse_other_fit(path: Path, recipe: Recipe, bundle: Bundle, codec: Mapping[str, torch.Tensor]) -> None:
-    """UserError where the cache's codec or tokenizer is not the one a checkpoint's weights were trained with."""
-    others = []
-    fitted = bundle.codec.state_dict() if codec else {}
-    if any(not torch.equal(tensor, fitted[name].cpu()) for name, tensor in codec.items()):
-        others.append((path / "codec.safetensors", fitted_path(recipe, "codec")))
-    tokenizer = path / "tokenizer.json"
-    if tokenizer.exists() and tokenizer.read_text(encoding="utf-8") != bundle.text.tokenizer_json():
-        others.append((tokenizer, fitted_path(recipe, "text")))
-    if others:
-        commands = "\n  ".join(f"cp {shlex.quote(str(saved))} {shlex.quote(str(now))}" for saved, now in others)
-        raise UserError(
-            f"{recipe.cache_dir}: codec or tokenizer were fitted anew since {path} was saved; its weights cannot read "
-            f"what they make.\nTo go on with this run, put its own back:\n  {commands}\n"
-            "To use the new ones, train from the start with another run_dir"
-        )
-
-
-def save_run(
-    run: RunDirectory,
-    recipe: Recipe,
-    state: TrainState,
-    bundle: Bundle,
-    module: DenoisingLoss,
-    optimizer: Any,
-    ema: EMA | None,
-) -> None:
-    """One checkpoint with everything needed to resume or to generate, then verify it, then prune older ones."""
-    plain_optimizer = getattr(optimizer, "optimizer", optimizer)
-    tensors = {"model": module.state_dict(), "optimizer": optimizer_tensors(module, plain_optimizer)}
-    if ema is not None:
-        tensors["ema"] = ema.tensors()
-    texts = {"recipe.yaml": to_yaml(recipe.plain())}
-    if bundle.codec.needs_fit:
-        tensors["codec"] = bundle.codec.state_dict()
-    if module.text is not None:
-        texts["tokenizer.json"] = module.text.tokenizer_json()  # pyright: ignore[reportCallIssue]
-    path = checkpoints.save_checkpoint(run.checkpoints, state, tensors, texts)
-    checkpoints.verify_checkpoint(path)
-    checkpoints.prune(path, recipe.train.keep_checkpoints, state.best_step)
 
 
 def write_samples(

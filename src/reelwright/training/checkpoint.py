@@ -43,6 +43,7 @@ class TrainState:
     seconds: float = 0.0  # of training, over all sessions
     best_step: int | None = None
     best_loss: float | None = None
+    data_sha256: str = ""  # of the training samples; the draws follow their numbers
     scaler: dict[str, Any] = field(default_factory=dict)  # fp16 gradient scaler
 
 
@@ -118,8 +119,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         seal = manifest.pop("sha256", None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"{manifest_path}: missing or unreadable ({error!r})") from None
-    # Checkpoints written before the seal was added have none; a renamed key shows among the others.
-    if set(manifest) != {"step", "seconds", "files", *_provenance()} or seal not in (None, _seal(manifest)):
+    if set(manifest) != {"step", "seconds", "files", *_provenance()} or seal != _seal(manifest):
         raise DamagedCheckpoint(f"{manifest_path}: it was changed after it was written")
     for name, entry in files.items():
         file = path / name
