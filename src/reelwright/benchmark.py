@@ -15,20 +15,22 @@ from reelwright.bundle import LoadedModel, build_bundle
 from reelwright.generate import Compute, decode_latents, generate_videos
 from reelwright.metrics.statistics import wilson_interval
 from reelwright.models.codec import pixels_to_video
+from reelwright.prepare import open_prepared
 from reelwright.randomness import derive_seed
 from reelwright.recipe import SamplingConfig
 from reelwright.shapes.checker import Reading, read
 from reelwright.shapes.controls import CONTROLS, nearest_training_scenes, shuffled_captions
-from reelwright.shapes.files import SCENES_FILE, read_scenes
+from reelwright.shapes.files import SCENES_FILE, read_scenes, read_track
 from reelwright.shapes.memorisation import memorisation
 from reelwright.shapes.renderer import render
 from reelwright.shapes.scores import Count, Scores, is_right, score
 from reelwright.shapes.splits import prompts as draw_prompts
-from reelwright.shapes.world import Prompt
+from reelwright.shapes.world import Prompt, Scene
 from reelwright.types import Bundle, Size, UsageError
 
 SPLITS = ("in_distribution", "held_out_pairs", "held_out_triples", "paraphrases")
 BATCH = 16
+FEWEST_FRAMES = 4  # of a video the checker reads
 
 Progress = Callable[[str, int, int], None]
 ScoreRow = dict[str, Any]  # {"row", "split", "metric", "value", "low", "high", "n"}
@@ -133,9 +135,11 @@ def run_benchmark(
             f"metric shapes: {recipe.data.path} has no {SCENES_FILE}; this model was not trained on moving shapes "
             "(make some with: reelwright shapes OUT)"
         )
-    fps = recipe.data.fps
+    fps, track = recipe.data.fps, read_track(recipe.data.path)
+    if size.frames < FEWEST_FRAMES:
+        raise UsageError(f"metric shapes: videos of {size.frames} frames; the checker needs at least {FEWEST_FRAMES}")
     asked = {
-        name: draw_prompts(name, num_prompts, seed, duration_seconds=size.frames / fps)  # pyright: ignore[reportArgumentType]
+        name: draw_prompts(name, num_prompts, seed, track, duration_seconds=size.frames / fps)  # pyright: ignore[reportArgumentType]
         for name in chosen
     }
 
@@ -185,7 +189,7 @@ def _control_rows(
 ) -> list[Row]:
     """What the model's figure must be held against; the checker is broken where the renderer's row is below 99 %."""
     size, fps = model.recipe.size, model.recipe.data.fps
-    training = [prompt.scene for prompt in read_scenes(model.recipe.data.path).values()]
+    training = training_scenes(model)
     rendered = [render(prompt.scene, size, fps) for prompt in prompts]
     nearest = [render(scene, size, fps) for scene in nearest_training_scenes(prompts, training, seed)]
     untrained = generate_videos(
@@ -204,6 +208,15 @@ def _control_rows(
         rows.append(Row(name, split, score((p, read(v, fps)) for p, v in zip(prompts, made, strict=True))))
         progress("checking controls", number, len(sets))
     return rows
+
+
+def training_scenes(model: LoadedModel) -> list[Scene]:
+    """The scenes of the clips the model's recipe trains on, without the held-out ones."""
+    trained = {sample.clip for sample in open_prepared(model.recipe).training.samples.values()}
+    scenes = [prompt.scene for name, prompt in read_scenes(model.recipe.data.path).items() if name in trained]
+    if not scenes:
+        raise UsageError(f"{model.recipe.data.path}: none of the clips trained on is in its {SCENES_FILE}")
+    return scenes
 
 
 def _untrained(model: LoadedModel) -> Bundle:
@@ -232,7 +245,7 @@ def _memorised(
     model: LoadedModel, prompts: list[Prompt], readings: list[Reading], size: Size, fps: float
 ) -> list[ScoreRow]:
     """Distance to the nearest training clip in state space, beside fresh renders of the same prompts."""
-    training = [prompt.scene for prompt in read_scenes(model.recipe.data.path).values()]
+    training = training_scenes(model)
     fresh = [read(render(prompt.scene, size, fps), fps) for prompt in prompts]
     readable = sum(reading.trajectory is not None for reading in readings)
     base = {"row": "model", "split": "memorisation"}

@@ -62,14 +62,27 @@ def draw(batch: Batch, objective: Objective, seed: int) -> Draws:
     return Draws(batch.latents.sample(posterior_noise), noise, objective.sample_time(uniform))
 
 
+# What of `data:` says which clips a fit may see; the split too, as held-out clips stay unseen.
+SOURCE_KEYS = ("path", "videos", "captions", "format", "only", "validation", "source_pattern")
+
+
+def placed(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's data settings with absolute paths: two projects' `data` folders are not the same data."""
+    data = recipe.data.plain()
+    for name in ("path", "videos", "captions", "only"):
+        if isinstance(data[name], str):
+            data[name] = str(Path(data[name]).resolve())
+    return data
+
+
 def fitted_key(recipe: Recipe, part: str) -> str:
     """Names the fit of a codec or tokenizer in the cache: what it was fitted for, not which clips were there.
 
     A fit is kept when clips come or go (so that one new clip does not invalidate every latent) and is made anew by
     `prepare --refit`.
     """
-    data = recipe.data.plain()
-    shared = {name: data[name] for name in ("path", "videos", "captions", "only")}
+    data = placed(recipe)
+    shared = {name: data[name] for name in SOURCE_KEYS}
     shape = {name: data[name] for name in ("frames", "fps", "width", "height", "buckets")} if part == "codec" else {}
     text = json.dumps([getattr(recipe, part).plain(), shared, shape], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -124,7 +137,7 @@ def build_bundle(
 
 def check_fit(recipe: Recipe, codec: Any, denoiser: Any) -> None:
     """UsageError where a size of the recipe fits neither codec nor patch."""
-    for size in recipe.data.sizes:
+    for size in {*recipe.data.sizes, recipe.size}:
         try:
             latent = codec.compression.latent_size(size)
             denoiser.check_size(latent)
@@ -141,6 +154,7 @@ class LoadedModel:
     origin: str
     step: int | None  # None: random weights
     weights_sha256: str
+    seconds: float = 0.0  # of training
     warnings: tuple[str, ...] = ()
 
 
@@ -210,14 +224,14 @@ def _load_checkpoint(path: Path, raw: bool, warnings: tuple[str, ...]) -> Loaded
             f"unexpected {result.unexpected_keys[:3]}"
         )
     sha256 = loaded.manifest["files"][f"{stem}.safetensors"]["sha256"]
-    return LoadedModel(bundle, recipe, str(path), loaded.state.step, sha256, warnings)
+    return LoadedModel(bundle, recipe, str(path), loaded.state.step, sha256, loaded.state.seconds, warnings)
 
 
 def _load_recipe(path: Path) -> LoadedModel:
     recipe = Recipe.load(path)
     bundle = build_bundle(recipe)
     warning = f"{path} is a recipe, not a trained model: its weights are random and so are its videos"
-    return LoadedModel(bundle, recipe, str(path), None, "random", (warning,))
+    return LoadedModel(bundle, recipe, str(path), None, "random", warnings=(warning,))
 
 
 def _read_fitted(recipe: Recipe, part: str) -> Any:

@@ -15,7 +15,7 @@ from reelwright.types import UsageError, UserError
 
 app = typer.Typer(
     name="reelwright",
-    help="From a folder of captioned clips to a text-to-video model you own.",
+    help="From a folder of captioned clips to a text-to-video model you own. --debug shows where a failure happened.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -173,7 +173,7 @@ def prepare(
 def train(
     recipe: RecipePath,
     overrides: Overrides = None,
-    fork: Annotated[Path | None, typer.Option(help="go on from this run in a new run directory")] = None,
+    fork: Annotated[Path | None, typer.Option(help="go on from this run's weights in a new run directory")] = None,
 ) -> None:
     """Recipe -> run directory. Run it again: it resumes."""
     from reelwright.recipe import Recipe
@@ -182,7 +182,7 @@ def train(
 
     loaded = Recipe.load(recipe, overrides or [])
     if fork is not None:
-        fork_run(loaded, fork)
+        loaded = fork_run(loaded, fork)
     with Progress() as progress:
         outcome = run_train(
             loaded,
@@ -221,14 +221,15 @@ def generate(
 ) -> None:
     """Prompts -> videos, each with its recipe inside and beside it."""
     from reelwright.bundle import load_model
-    from reelwright.generate import Compute, Request, run_generate
+    from reelwright.generate import Compute, Request, cut_prompts, run_generate
     from reelwright.video.write import read_recipe
 
     if image is not None:
         raise UsageError(f"--image {image}: this model makes videos from text alone; leave --image out")
     request = Request(
-        tuple(prompt or ()), num_videos, seed, negative_prompt, sampler, steps, guidance, frames, width, height, fps
-    )
+        tuple(prompt or ()), num_videos, seed, negative_prompt, sampler, steps, guidance,
+        frames=frames, width=width, height=height, fps=fps,
+    )  # fmt: skip
     made: dict[str, object] = {}
     if from_clip is not None:
         if request != Request(()):
@@ -240,7 +241,7 @@ def generate(
         raise UsageError("nothing to show: give --prompt TEXT (several times for several videos) or --from CLIP")
     compute = Compute.resolve(device, precision, offload)
     loaded = load_model(model, checkpoint, raw)
-    for warning in loaded.warnings:
+    for warning in (*loaded.warnings, *cut_prompts(loaded.bundle, [*request.prompts, request.negative_prompt])):
         print_error(warning)
     if from_clip is not None and made.get("model_sha256") != loaded.weights_sha256:
         print_error(f"{from_clip} was made with other weights ({made.get('model')}); this video will differ")
@@ -259,7 +260,7 @@ def generate(
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="MODEL|FOLDER", help="a model, or a folder of captioned videos")],
     metrics: Annotated[str, typer.Option(help="comma-separated; 'auto' takes what fits the data")] = "auto",
-    prompts: Annotated[int, typer.Option(min=1, help="prompts a split; 256 quick, 1024 to publish")] = 256,
+    prompts: Annotated[int, typer.Option(min=2, help="prompts a split; 256 quick, 1024 to publish")] = 256,
     split: Annotated[list[str] | None, typer.Option(help="splits of the shapes benchmark; all by default")] = None,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     guidance: Annotated[float | None, typer.Option(min=0)] = None,
@@ -292,5 +293,5 @@ def evaluate(
         print(note)
     if json_path:
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
+        json_path.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False), encoding="utf-8")
         print(f"scores: {json_path}")

@@ -22,7 +22,7 @@ from reelwright.metrics.statistics import mean_interval, wilson_interval
 from reelwright.prepare import open_prepared
 from reelwright.recipe import SamplingConfig
 from reelwright.report.run_page import write_run_page
-from reelwright.run import RunDirectory
+from reelwright.run import RunDirectory, finite
 from reelwright.shapes.checker import read
 from reelwright.shapes.files import read_scenes
 from reelwright.shapes.frozen import checker_hash
@@ -61,7 +61,7 @@ class Result:
         return self.printed
 
     def to_json(self) -> dict[str, Any]:
-        return {"about": self.about, "scores": self.rows, "notes": self.notes}
+        return finite({"about": self.about, "scores": self.rows, "notes": self.notes})
 
 
 def run_evaluate(
@@ -104,10 +104,19 @@ def run_evaluate(
     result.notes.append(conditions_line(result.about))
     run = _run_of(model)
     if run is not None:
-        run.write_scores(result.rows, conditions_line(result.about))
+        run.write_scores(_with_earlier(run, result), conditions_line(result.about))
         write_run_page(run)
         result.notes.append(f"scores: {run.scores_path}; report: {run.report_path}")
     return result
+
+
+def _with_earlier(run: RunDirectory, result: Result) -> list[ScoreRow]:
+    """The new rows, and those of other metrics measured before on the same weights."""
+    sha256 = result.about["model_sha256"][:12]
+    new = [{**row, "model_sha256": sha256} for row in result.rows]
+    measured = {row["metric"] for row in new}
+    earlier = [r for r in run.read_scores()[0] if r.get("model_sha256") == sha256 and r["metric"] not in measured]
+    return new + earlier
 
 
 def _conditions(model: LoadedModel, sampling: SamplingConfig, compute: Compute, settings: Settings) -> dict[str, Any]:
@@ -121,6 +130,7 @@ def _conditions(model: LoadedModel, sampling: SamplingConfig, compute: Compute, 
         "precision": compute.precision,
         "parameters": parameters,
         "steps_trained": model.step,
+        "minutes_trained": round(model.seconds / 60, 1),
         "clips_seen": (model.step or 0) * train.batch_size,
         "sampler": sampling.sampler,
         "sampler_steps": sampling.steps,
@@ -135,7 +145,9 @@ def conditions_line(about: dict[str, Any]) -> str:
     return (
         f"measured on {about['device']} in {about['precision']}: {about['parameters']:,} parameters, "
         f"{about['steps_trained']} steps, {about['clips_seen']:,} clips seen; {about['sampler']} "
-        f"{about['sampler_steps']} steps, guidance {about['guidance']:g}; {about['minutes']:.1f} minutes"
+        f"{about['sampler_steps']} steps, guidance {about['guidance']:g}, seed {about['seed']}; trained for "
+        f"{about['minutes_trained']:.1f} minutes, measured for {about['minutes']:.1f}; "
+        f"checker {about['checker_sha256'][:8]}"
     )
 
 
@@ -177,7 +189,8 @@ def _measure_nearest(
     """Does each caption bring back its own clip? Nearest by pixel MSE among the training clips, and PSNR to its own."""
     recipe = model.recipe
     inspection = inspect(recipe.data, Cache(recipe.cache_dir))
-    samples = [s for s in inspection.samples if s.window == 0 and s.size == recipe.size and s.split == "train"]
+    trained = {sample.clip for sample in open_prepared(recipe).training.samples.values()}
+    samples = [s for s in inspection.samples if s.window == 0 and s.size == recipe.size and s.clip.id in trained]
     samples = samples[: settings.prompts]
     if len(samples) < 2:
         raise UsageError("metric nearest: needs at least two training clips of the recipe's size")
@@ -216,6 +229,14 @@ def _measure_nearest(
 def _measure_held_out(model: LoadedModel, compute: Compute, result: Result) -> None:
     recipe = model.recipe
     prepared = open_prepared(recipe)
+    manifest = prepared.manifest
+    fits = {"codec": manifest.codec_fingerprint, "text": manifest.text_fingerprint}
+    for part, fingerprint in fits.items():
+        if getattr(model.bundle, part).fingerprint() != fingerprint:
+            raise UsageError(
+                f"metric heldout: the {part} in {recipe.cache_dir} is not the one {model.origin} was trained with "
+                "(fitted anew since?); its loss on that cache would mean nothing"
+            )
     dataset = prepared.validation if len(prepared.validation) else prepared.training
     module = DenoisingLoss(model.bundle).to(compute.device)
     train = recipe.train

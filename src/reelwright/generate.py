@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from reelwright.training.config import Precision
 from reelwright.training.devices import autocast, resolve_device, resolve_precision
 from reelwright.types import Bundle, Size, Text, UsageError
 from reelwright.video.sheet import contact_sheet
-from reelwright.video.write import FORMATS, write_video
+from reelwright.video.write import FORMATS, MAX_GIF_FPS, write_video
 
 Progress = Callable[[int, int], None]
 
@@ -156,6 +157,8 @@ class Request:
     sampler: str | None = None
     steps: int | None = None
     guidance: float | None = None
+    guidance_rescale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
     frames: int | None = None
     width: int | None = None
     height: int | None = None
@@ -166,7 +169,7 @@ class Request:
         return Size(self.frames or own.frames, self.height or own.height, self.width or own.width)
 
     def sampling(self, model: LoadedModel) -> SamplingConfig:
-        given = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance}
+        given = {name: getattr(self, name) for name in SamplingConfig.model_fields}
         values = model.recipe.sampling.plain() | {k: v for k, v in given.items() if v is not None}
         return SamplingConfig.parse(values, origin="generate")
 
@@ -201,28 +204,49 @@ def run_generate(
     if suffix and out.suffix and not out.is_dir() and out.suffix != f".{suffix}":
         raise UsageError(f"--format {suffix} contradicts --out {out}; leave one of them out")
     paths = output_paths(out, suffix or "mp4", jobs)
-    if paths[0].suffix.lower() not in FORMATS:  # told before the sampling, not after it
-        raise UsageError(f"{paths[0]}: unknown video format '{paths[0].suffix}'; use one of {', '.join(FORMATS)}")
-    videos = generate_videos(
-        model.bundle,
-        [prompt for prompt, _ in jobs],
-        [seed for _, seed in jobs],
-        size,
-        sampling,
-        compute,
-        request.negative_prompt,
-        batch_size=1,
-        on_step=on_step,
-    )
-    for (prompt, seed), video, path in zip(jobs, videos, paths, strict=True):
+    _check_target(paths[0], fps)
+    videos: list[np.ndarray] = []
+    for number, ((prompt, seed), path) in enumerate(zip(jobs, paths, strict=True)):
+
+        def advance(done: int, steps: int, before: int = number) -> None:
+            if on_step:
+                on_step(before * steps + done, len(jobs) * steps)
+
+        negative = request.negative_prompt
+        videos += generate_videos(model.bundle, [prompt], [seed], size, sampling, compute, negative, on_step=advance)
         one = replace(request, seed=seed, num_videos=1, prompts=(prompt,))
-        write_video(path, video, fps, clip_recipe(model, one, size, sampling, fps, compute))
+        write_video(path, videos[-1], fps, clip_recipe(model, one, size, sampling, fps, compute))
     if len(paths) > 1:
-        sheet = paths[0].parent / f"{'contact' if out.is_dir() else out.stem}-sheet.png"
+        first, last = paths[0].name[:4], paths[-1].name[:4]  # their numbers, in a folder
+        sheet = paths[0].with_name(f"{first}-{last}-sheet.png" if out.is_dir() else f"{out.stem}-sheet.png")
         labels = [f"{prompt} (seed {seed})" for prompt, seed in jobs]
         contact_sheet(videos, labels, sheet)
         paths = [*paths, sheet]
     return paths
+
+
+def _check_target(path: Path, fps: float) -> None:
+    """UsageError where the first file could not be written: told before the sampling, not after it."""
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{path}: unknown video format '{path.suffix}'; use one of {', '.join(FORMATS)}")
+    if path.suffix.lower() == ".gif" and fps > MAX_GIF_FPS:
+        raise UsageError(f"--fps {fps:g}: a gif shows at most {MAX_GIF_FPS} frames a second; use mp4 or webm")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {path.parent}: cannot be made a folder ({error.strerror}); name another") from None
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"--out {path.parent}: cannot be written to; name another folder")
+
+
+def cut_prompts(bundle: Bundle, prompts: Sequence[str]) -> list[str]:
+    """A warning for each prompt with more tokens than the text encoder takes."""
+    counts = bundle.text.count_tokens(list(prompts))
+    return [
+        f"the prompt '{prompt}' has {count} tokens, the text encoder takes {bundle.text.length}: its end is not seen"
+        for prompt, count in zip(prompts, counts, strict=True)
+        if count > bundle.text.length
+    ]
 
 
 def clip_recipe(
@@ -233,9 +257,7 @@ def clip_recipe(
         "prompt": request.prompts[0],
         "negative_prompt": request.negative_prompt,
         "seed": request.seed,
-        "sampler": sampling.sampler,
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
+        **sampling.plain(),
         "frames": size.frames,
         "width": size.width,
         "height": size.height,
@@ -255,7 +277,8 @@ def output_paths(out: Path, suffix: str, jobs: Sequence[tuple[str, int]]) -> lis
             return [out]
         return [out.with_name(f"{out.stem}-{n:04d}{out.suffix}") for n in range(1, len(jobs) + 1)]
     paths: list[Path] = []
-    for number, (prompt, seed) in enumerate(jobs, start=1):
+    taken = [int(m[1]) for path in out.glob("*") if (m := re.match(r"(\d{4,})-", path.name))]
+    for number, (prompt, seed) in enumerate(jobs, start=1 + max(taken, default=0)):  # earlier videos stay
         words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "video"
         paths.append(out / f"{number:04d}-{words}-seed{seed}.{suffix}")
     return paths

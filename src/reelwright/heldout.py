@@ -42,15 +42,17 @@ def held_out_loss(
     quantiles = (torch.arange(num_times, dtype=torch.float64) + 0.5) / num_times
     times = module.objective.sample_time(quantiles)
     module.eval()
-    rows = [
-        fixed_losses(module, dataset.load(items, seed=0), times, device)
-        for items in _chunks(dataset, num_clips, batch_size)
-    ]
-    losses = torch.cat(rows)  # clips times
-    by_clip = losses.mean(dim=1).tolist()
-    low, high = mean_interval(by_clip)
+    by_clip: dict[str, list[Tensor]] = {}
+    for items in _chunks(dataset, num_clips, batch_size):
+        rows = fixed_losses(module, dataset.load(items, seed=0), times, device)  # b times
+        for (index, _), row in zip(items, rows, strict=True):
+            by_clip.setdefault(dataset.samples[index].clip, []).append(row)
+    # windows of one clip are no independent measurements: they count as one
+    losses = torch.stack([torch.stack(rows).mean(dim=0) for rows in by_clip.values()])  # clips times
+    means = losses.mean(dim=1).tolist()
+    low, high = mean_interval(means)
     return {
-        "heldout_loss": sum(by_clip) / len(by_clip),
+        "heldout_loss": sum(means) / len(means),
         "heldout_low": low,
         "heldout_high": high,
         "heldout_clips": len(losses),
@@ -61,10 +63,11 @@ def held_out_loss(
 
 
 def _chunks(dataset: CachedDataset, num_clips: int, batch_size: int) -> Iterator[list[tuple[int, int]]]:
-    """The first `num_clips` samples as lists of (index, epoch 0), each of one bucket."""
-    left = num_clips
+    """`num_clips` samples spread evenly over the split, as lists of (index, epoch 0), each of one bucket."""
+    every = sorted(dataset.samples)
+    count = min(num_clips, len(every))
+    chosen = {every[number * len(every) // count] for number in range(count)}
     for indices in dataset.buckets().values():
-        chosen = indices[:left]
-        left -= len(chosen)
-        for start in range(0, len(chosen), batch_size):
-            yield [(index, 0) for index in chosen[start : start + batch_size]]
+        taken = [index for index in indices if index in chosen]
+        for start in range(0, len(taken), batch_size):
+            yield [(index, 0) for index in taken[start : start + batch_size]]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +14,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from reelwright.bundle import build_codec, build_text, check_fit, fitted_path
+from reelwright.bundle import build_codec, build_text, check_fit, fitted_path, placed
 from reelwright.data.cache import Cache, write_atomic
 from reelwright.data.dataset import CachedDataset, Manifest, PreparedSample, pad_texts, read_manifest, write_manifest
-from reelwright.data.decode import BadVideo, read_window
 from reelwright.data.fingerprints import latent_key, text_key
 from reelwright.data.inspection import Inspection, Sample, inspect
 from reelwright.data.sources import Dropped
+from reelwright.data.windows import WindowReader
 from reelwright.metrics.frames import psnr
 from reelwright.models.codec import pixels_to_video, video_to_pixels
 from reelwright.recipe import Recipe
@@ -35,7 +32,6 @@ EMPTY = ""  # the caption that stands for 'no caption' in classifier-free guidan
 FIT_CLIPS = 1024  # windows a codec is fitted on at most, evenly taken from the training split
 ENCODE_BATCH = 16
 TEXT_BATCH = 64
-KEPT_BYTES = 512 << 20
 CHECKED_CLIPS = 16  # windows the codec's round trip is measured on
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -98,7 +94,7 @@ def prepare(recipe: Recipe, progress: Progress = lambda *_: None, verify: bool =
         recipe.data, cache, progress=lambda n, total, _: progress("inspecting", n, total), verify=verify
     )
     inspection.enforce_max_dropped(recipe.data)
-    frames = _Frames(inspection, recipe.data.fps)
+    frames = WindowReader(inspection, recipe.data.fps)
     fitted: list[str] = []
 
     if codec is None:
@@ -158,7 +154,7 @@ def prepare(recipe: Recipe, progress: Progress = lambda *_: None, verify: bool =
 
 def manifest_key(recipe: Recipe) -> str:
     """Names what `prepare` made for these settings; training looks it up by the same settings."""
-    parts = [recipe.data.plain(), recipe.codec.plain(), recipe.text.plain()]
+    parts = [placed(recipe), recipe.codec.plain(), recipe.text.plain()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -203,52 +199,10 @@ def open_prepared(recipe: Recipe) -> Prepared:
     return Prepared(manifest, cache, training, CachedDataset(cache, manifest, "validation"))
 
 
-class _Frames:
-    """Decoded windows, read ahead by threads; those the codec was fitted on are kept for encoding while they fit."""
-
-    def __init__(self, inspection: Inspection, fps: float) -> None:
-        self._fps = fps
-        self._inspection = inspection
-        self._kept: dict[int, np.ndarray] = {}
-        self._kept_bytes = 0
-        self.dropped: list[Dropped] = []
-
-    def read(self, samples: Sequence[Sample], keep: bool = False) -> Iterator[tuple[Sample, np.ndarray]]:
-        """(sample, uint8 `f h w c`) in order; a clip that does not decode is left out and named in `dropped`."""
-        workers = max(1, min(8, os.cpu_count() or 1))
-        with ThreadPoolExecutor(workers) as pool:
-            ahead: deque[tuple[Sample, Future[np.ndarray]]] = deque()
-            for sample in samples:
-                ahead.append((sample, pool.submit(self._decode, sample)))
-                if len(ahead) > 2 * workers:
-                    yield from self._taken(*ahead.popleft(), keep)
-            while ahead:
-                yield from self._taken(*ahead.popleft(), keep)
-
-    def _decode(self, sample: Sample) -> np.ndarray:
-        kept = self._kept.pop(sample.index, None)
-        if kept is not None:
-            return kept
-        info = self._inspection.info(sample)
-        return read_window(sample.clip.video, sample.size, self._fps, sample.start_seconds, info)
-
-    def _taken(self, sample: Sample, future: Future[np.ndarray], keep: bool) -> Iterator[tuple[Sample, np.ndarray]]:
-        try:
-            frames = future.result()
-        except (BadVideo, OSError) as error:
-            if sample.clip.id not in {item.id for item in self.dropped}:
-                self.dropped.append(Dropped(sample.clip.id, str(error)))
-            return
-        if keep and self._kept_bytes + frames.nbytes <= KEPT_BYTES:
-            self._kept[sample.index] = frames
-            self._kept_bytes += frames.nbytes
-        yield sample, frames
-
-
 class _Videos:
     """Decoded windows as a codec's `fit` reads them: float `1 3 f h w`, of known number."""
 
-    def __init__(self, frames: _Frames, samples: Sequence[Sample], on_read: Callable[[int], None]) -> None:
+    def __init__(self, frames: WindowReader, samples: Sequence[Sample], on_read: Callable[[int], None]) -> None:
         self._frames, self._samples, self._on_read = frames, samples, on_read
 
     def __len__(self) -> int:
@@ -280,7 +234,7 @@ def _fitted_text(recipe: Recipe) -> Any | None:
     return build_text(recipe)
 
 
-def _fit_codec(recipe: Recipe, inspection: Inspection, frames: _Frames, progress: Progress) -> Any:
+def _fit_codec(recipe: Recipe, inspection: Inspection, frames: WindowReader, progress: Progress) -> Any:
     """Fit on training windows only: the held-out clips stay unseen."""
     codec: Any = recipe.codec.build()
     training = [sample for sample in inspection.samples if sample.split == "train"] or list(inspection.samples)
@@ -304,7 +258,7 @@ def _encode(
     recipe: Recipe,
     codec: Any,
     cache: Cache,
-    frames: _Frames,
+    frames: WindowReader,
     todo: Sequence[Sample],
     keys: dict[int, str],
     progress: Progress,
@@ -322,10 +276,13 @@ def _encode(
                 posterior = codec.encode(pixels_to_video(pixels).to(device))
             parts = {"mean": posterior.mean, "logvar": posterior.logvar}
             parts = {name: tensor.to("cpu", dtype) for name, tensor in parts.items() if tensor is not None}
-            items = {
-                keys[sample.index]: {name: tensor[row] for name, tensor in parts.items()}
-                for row, (sample, _) in enumerate(batch)
-            }
+            items = {}
+            for row, (sample, _) in enumerate(batch):
+                item = {name: tensor[row] for name, tensor in parts.items()}
+                if all(bool(tensor.isfinite().all()) for tensor in item.values()):
+                    items[keys[sample.index]] = item
+                else:
+                    frames.drop(sample, f"the codec {recipe.codec.type} makes NaN or infinity of it")
             cache.put_many(f"latent-{size}", items)
             done += len(batch)
             progress("encoding", done, len(todo))
@@ -359,7 +316,7 @@ def _encode_texts(text: Any, fingerprint: str, cache: Cache, captions: Sequence[
 
 
 def _codec_psnr(
-    codec: Any, cache: Cache, frames: _Frames, inspection: Inspection, keys: dict[int, str]
+    codec: Any, cache: Cache, frames: WindowReader, inspection: Inspection, keys: dict[int, str]
 ) -> float | None:
     """Mean PSNR of the codec's round trip over a few windows: what no model trained on these latents can exceed."""
     samples = list(inspection.samples)[:: max(1, len(inspection.samples) // CHECKED_CLIPS)][:CHECKED_CLIPS]

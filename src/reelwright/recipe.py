@@ -69,13 +69,24 @@ class Recipe(Config):
             values["train"] = {**train, "steps": None}
         return values
 
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        grid = self.objective.build().schedule.grid
+        if grid is not None and self.sampling.steps > grid:
+            raise ValueError(
+                f"sampling.steps = {self.sampling.steps}: the schedule has {grid} times "
+                "(objective.schedule_steps); use at most that"
+            )
+        return self
+
     @property
     def size(self) -> Size:
         """Size of the videos this recipe generates unless told otherwise."""
-        return Size(self.data.frames, self.data.height, self.data.width)
+        return self.data.sizes[0]
 
 
-# `sampling` only says how videos are shown, so a run may go on with another.
-MAY_CHANGE = (
-    RESUMABLE_KEYS | {"run_dir", "cache_dir"} | frozenset(f"sampling.{name}" for name in SamplingConfig.model_fields)
+# A run may be moved, its data cleaned up, and `sampling` only says how videos are shown.
+MAY_CHANGE = frozenset(
+    {*RESUMABLE_KEYS, "run_dir", "cache_dir", "data.max_dropped"}
+    | {f"sampling.{name}" for name in SamplingConfig.model_fields}
 )

@@ -23,7 +23,7 @@ from reelwright.types import Bundle, UsageError, UserError
 
 
 def settle(recipe: Recipe) -> Recipe:
-    """The recipe with every `auto` decided. A run that exists keeps what it decided then."""
+    """The recipe with device and precision decided. A run that exists keeps what it decided then."""
     train = recipe.train
     saved = _saved_recipe(recipe.run_dir)
     device = resolve_device(train.device)
@@ -53,28 +53,35 @@ def check_same_run(recipe: Recipe) -> None:
             f"{recipe.run_dir} holds a run of another recipe:\n  "
             + "\n  ".join(str(difference) for difference in differences)
             + "\nTo train this one from the start: another run_dir=...; to go on from that run's weights in a new "
-            f"directory: run_dir=NEW_DIR --fork {recipe.run_dir}; to go on with that run: take the changes back"
+            "directory: --fork NEW_DIR; to go on with that run: take the changes back"
         )
 
 
-def fork_run(recipe: Recipe, source: Path) -> None:
-    """Start the recipe's new run directory from the newest valid checkpoint of the run `source`.
+def fork_run(recipe: Recipe, new_dir: Path) -> Recipe:
+    """The recipe in the run directory `new_dir`, which starts from the newest checkpoint of the recipe's own run.
 
-    UsageError where the new directory holds a run already or `source` has no checkpoint.
+    Where `new_dir` is a run already (the same command again), it just goes on. UsageError where there is nothing to
+    fork, or no step is left to train.
     """
-    run, origin = RunDirectory(recipe.run_dir), RunDirectory.open(source)
-    if run.exists():
-        raise UsageError(
-            f"--fork {source}: {run.path} holds a run already; "
-            "to go on with it, the same command without --fork; for another fork, run_dir=NEW_DIR"
-        )
+    origin, fork = RunDirectory.open(recipe.run_dir), RunDirectory(new_dir)
+    forked = recipe.model_copy(update={"run_dir": new_dir})
+    if fork.exists():
+        return forked
     newest = checkpoints.newest_valid(origin.checkpoints)
     if newest is None:
-        raise UsageError(f"--fork {source}: it has no usable checkpoint to go on from")
-    run = RunDirectory.create(recipe.run_dir)
-    shutil.copytree(newest, run.checkpoints / newest.name, dirs_exist_ok=True)  # of a fork that was killed
-    run.write_recipe(settle(recipe).plain())
-    run.log(f"forked from {newest}")
+        raise UsageError(f"--fork {new_dir}: {origin.path} has no usable checkpoint to go on from")
+    step = checkpoints.step_of(newest)
+    if recipe.train.steps is not None and recipe.train.steps <= step:
+        raise UsageError(
+            f"--fork {new_dir}: {origin.path} is at step {step} and train.steps = {recipe.train.steps}: no step is "
+            f"left; steps count from the start of {origin.path}, so give train.steps more than {step}"
+        )
+    settled = settle(forked)
+    fork = RunDirectory.create(new_dir)
+    shutil.copytree(newest, fork.checkpoints / newest.name, dirs_exist_ok=True)  # over a fork that was killed
+    fork.write_recipe(settled.plain())
+    fork.log(f"forked from {newest}")
+    return forked
 
 
 def restore(

@@ -90,7 +90,7 @@ class RunDirectory:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line; no kill undoes it once this returns. NaN and infinities become null, as JSON lacks them."""
-        _append_line(self.metrics_path, json.dumps(_finite(record), allow_nan=False), keep_partial=False)
+        _append_line(self.metrics_path, json.dumps(finite(record), allow_nan=False), keep_partial=False)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines in order. A last line that a kill left half written is passed over; UserError for any other."""
@@ -152,7 +152,7 @@ class RunDirectory:
         for row in rows:
             if missing := {"row", "metric", "value"} - set(row):
                 raise ValueError(f"a score needs row, metric and value; {dict(row)} lacks {', '.join(sorted(missing))}")
-        content = {"conditions": conditions, "scores": [_finite(row) for row in rows]}
+        content = {"conditions": conditions, "scores": [finite(row) for row in rows]}
         _replace_file(self.scores_path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def read_scores(self) -> tuple[list[dict[str, Any]], str]:
@@ -234,12 +234,12 @@ def _shown(value: Any) -> str:
     return "not set" if value is _NOT_SET else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON values with null for NaN and infinities."""
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

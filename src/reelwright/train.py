@@ -40,6 +40,8 @@ from reelwright.video.write import write_video
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+MAX_SKIPPED_STEPS = 20  # in a row, by the fp16 gradient scaler
+
 OnStep = Callable[[int, int, dict[str, Any]], None]
 
 
@@ -100,6 +102,8 @@ def train(
         if resumed is not None:
             state = restore(resumed, recipe, bundle, loss_module, optimizer, ema)
             log(f"resuming from {resumed.name}")
+            if state.best_step is not None and not (run.checkpoints / checkpoints.name_of(state.best_step)).is_dir():
+                state.best_step = state.best_loss = None  # a fork takes its origin's newest alone
         if state.data_sha256 not in ("", prepared.data_sha256):
             log("the training clips or captions are not those this run began with: from here on its draws differ")
         state.data_sha256 = prepared.data_sha256
@@ -126,7 +130,7 @@ def train(
                 trackers.write(state.step, figures)
 
         started, session_seconds, clock = state.step, 0.0, time.perf_counter()
-        stopping = ""
+        stopping, skipped = "", 0
         while state.step < steps and not stopping:
             # -- one optimizer step over batch_size samples of one bucket
             torch.manual_seed(derive_seed(recipe.seed, "step", state.step, accelerator.process_index))
@@ -151,7 +155,14 @@ def train(
                 step_loss += share.detach()
             norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf) or 0.0)
             loss_value = accelerator.gather(step_loss).mean().item()  # pyright: ignore[reportAttributeAccessIssue]
-            refuse_non_finite(state.step, loss_value, norm, accelerator.scaler, items)
+            if not (math.isfinite(loss_value) and math.isfinite(norm)):
+                skipped += 1
+                log(f"step {state.step + 1}: loss = {loss_value}, gradient norm = {norm}")
+                # fp16's scaler skips such a step by itself and lowers its scale; one that goes on so is lost
+                if accelerator.scaler is None or not math.isfinite(loss_value) or skipped > MAX_SKIPPED_STEPS:
+                    raise UserError(_non_finite(recipe, state.step, [training.samples[i].clip for i, _ in items]))
+            else:
+                skipped = 0
             optimizer.step()
             optimizer.zero_grad()
             state.step += 1
@@ -190,12 +201,12 @@ def train(
                 record(figures)
                 if config.track_best and (state.best_loss is None or figures["heldout_loss"] < state.best_loss):
                     state.best_loss, state.best_step = figures["heldout_loss"], state.step
-            if (_due(config.sample_every, state.step, steps) or state.step == steps) and main:
-                with ema.applied() if ema else nullcontext():
-                    write_samples(run, recipe, bundle, loss_module, prepared, state.step, device)
             if (state.step % config.save_every == 0 or done or state.best_step == state.step) and main:
                 state.scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
                 save_run(run, recipe, state, bundle, loss_module, optimizer, ema)
+            if (_due(config.sample_every, state.step, steps) or state.step == steps) and main:
+                with ema.applied() if ema else nullcontext():
+                    write_samples(run, recipe, bundle, loss_module, prepared, state.step, device)
             clock = time.perf_counter()
             accelerator.wait_for_everyone()
 
@@ -238,15 +249,12 @@ def write_samples(
     contact_sheet(list(videos), prompts, run.samples / f"{name}.png")
 
 
-def refuse_non_finite(step: int, loss: float, norm: float, scaler: Any, items: Sequence[tuple[int, int]]) -> None:
-    """Stop before a non-finite loss or gradient reaches the weights; name the step and its samples."""
-    if math.isfinite(loss) and (math.isfinite(norm) or scaler is not None):  # the fp16 scaler skips such a step itself
-        return
-    samples = ", ".join(str(index) for index, _ in items[:8])
-    raise UserError(
-        f"step {step + 1}: loss = {loss}, gradient norm = {norm}; the weights were not changed and nothing was saved. "
-        f"Samples of this step: {samples}. Ways out: a lower train.learning_rate, train.precision=fp32, "
-        "a longer train.warmup_steps"
+def _non_finite(recipe: Recipe, step: int, clips: Sequence[str]) -> str:
+    return (
+        f"step {step + 1} gave a loss or gradient that is not finite; the weights were not changed and nothing was "
+        f"saved. Clips of this step: {', '.join(dict.fromkeys(clips))}. The draws are fixed, so the same command meets "
+        "it again. Ways out, from the last checkpoint: a lower train.learning_rate or train.precision=fp32 with "
+        "--fork NEW_DIR; or mend the clips"
     )
 
 

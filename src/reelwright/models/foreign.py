@@ -53,7 +53,7 @@ def _check_folder(folder: Path, field: str) -> None:
     if pickles and not weights:
         raise UserError(
             f"{field}: {pickles[0]} is a pickle, which can run code when loaded, and {folder} has no safetensors; "
-            f"convert it first: reelwright convert {pickles[0]} {pickles[0].with_suffix('.safetensors')}"
+            f"get its safetensors, or load it where you trust it and save it again as {pickles[0].stem}.safetensors"
         )
 
 

@@ -168,14 +168,16 @@ def _curves(page: Page, records: Records, held_out: Sequence[tuple[float, ...]])
         page.section("Loss")
         rates = [(step, rate) for step, rate in _series(records, "learning_rate")]
         page.image(loss_curve(train, bounded, rates))
+    measured = [record for record in records if record.get("heldout_by_time") and _number(record.get("step"))]
+    times = measured[-1].get("heldout_times") if measured else None
     by_time = {
         int(record["step"]): [_or_nan(value) for value in record["heldout_by_time"]]
-        for record in records
-        if _number(record.get("step")) and isinstance(record.get("heldout_by_time"), list) and record["heldout_by_time"]
+        for record in measured
+        if record.get("heldout_times") == times  # a resumed run may measure at other times than before
     }
     if by_time:
         page.image(
-            held_out_by_time(by_time),
+            held_out_by_time(by_time, times),
             "Where the loss is: near t = 0 details are drawn, near t = 1 layout and motion are decided.",
         )
 

@@ -76,6 +76,11 @@ def write_collection(
     return rendered
 
 
+def read_track(path: Path) -> str:
+    """The track a collection was drawn from, from its folder or its scenes.json."""
+    return str(_read(path)["settings"]["track"])
+
+
 def read_scenes(path: Path) -> dict[str, Prompt]:
     """Captions and scenes by file name, from a collection's folder or its scenes.json."""
     return {name: _prompt_from(entry) for name, entry in _read(path)["clips"].items()}
