@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py [--steps 200] [--json FILE]
 
-The same DiT (width 256, 8 blocks, 320 tokens, batch 16) on the same clips. Ours is `reelwright.train.train` as it
+The same DiT (width 256, 8 blocks, 64 tokens, batch 16) on the same clips. Ours is `reelwright.train.train` as it
 ships: precision auto, moving average, keyed draws, logging. The other is the loop a person writes first: fp32, eager,
 torch's AdamW, no moving average. They take turns in one process (ours, plain, plain, ours, ...), so that a machine
 whose speed drifts slows both; the speed-up is the median of the ratios of neighbouring turns.
@@ -36,7 +36,7 @@ from reelwright.types import Size
 from reelwright.video.write import write_video
 
 BATCH, TURN, CLIPS = 16, 5, 64
-SIZE, FPS = Size(20, 64, 64), 8.0  # 5 x 8 x 8 = 320 tokens of a [4, 8, 8] block
+SIZE, FPS = Size(16, 64, 64), 8.0  # 4 x 4 x 4 = 64 tokens of a [4, 16, 16] block
 
 
 def make_recipe(folder: Path, steps: int, precision: str) -> Recipe:
@@ -45,7 +45,7 @@ def make_recipe(folder: Path, steps: int, precision: str) -> Recipe:
             "run_dir": str(folder / f"run-{precision}"),
             "cache_dir": str(folder / "cache"),
             "data": {"path": str(folder / "shapes"), "frames": SIZE.frames, "fps": FPS, "validation": 0.25},
-            "codec": {"type": "pca", "block": [4, 8, 8], "channels": 96},
+            "codec": {"type": "pca", "block": [4, 16, 16], "channels": 160},
             "text": {"type": "native", "vocab_size": 512},
             "model": {"type": "dit", "width": 256, "depth": 8, "heads": 4},
             "train": {

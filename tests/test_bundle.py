@@ -176,7 +176,8 @@ def test_what_was_fitted_is_read_from_the_cache_and_asked_for_where_it_is_not(tm
     ("override", "changed"),
     [
         ("codec.channels=7", {"codec"}), ("text.width=64", {"text"}), ("data.path=elsewhere", {"codec", "text"}),
-        ("data.fps=4", {"codec"}), ("data.validation=0.5", set()), ("train.steps=7", set()), ("seed=3", set()),
+        ("data.fps=4", {"codec"}), ("data.validation=0.5", {"codec", "text"}), ("train.steps=7", set()),
+        ("seed=3", set()),
     ],
 )  # fmt: skip
 def test_a_fit_is_named_by_what_it_was_fitted_for(tmp_path: Path, override: str, changed: set[str]) -> None:

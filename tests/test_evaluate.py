@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+import reelwright.benchmark as benchmark
 from reelwright.benchmark import HEADERS, SPLITS, run_benchmark, through_codec
 from reelwright.bundle import load_model
 from reelwright.evaluate import Result, Settings, run_evaluate
 from reelwright.generate import Compute
 from reelwright.metrics.frames import psnr
+from reelwright.models.codec import BlockCodec
 from reelwright.prepare import prepare
 from reelwright.recipe import Recipe, SamplingConfig
 from reelwright.run import RunDirectory
@@ -106,7 +108,10 @@ def test_scores_and_report_stay_with_the_run(run_cli, run, tmp_path):
     assert result.code == 0, result.err
     assert "joint accuracy" in result.out and "renderer through codec" in result.out and "held-out loss" in result.out
     rows, conditions = RunDirectory(run).read_scores()
-    assert json.loads((tmp_path / "s.json").read_text())["scores"] == rows
+    written = json.loads((tmp_path / "s.json").read_text())["scores"]
+    assert [{k: v for k, v in row.items() if k != "model_sha256"} for row in rows] == written
+    run_cli("evaluate", run, "--metrics", "heldout")
+    assert len(RunDirectory(run).read_scores()[0]) == len(rows), "other metrics of the same weights stay"
     assert {r["metric"] for r in rows} > {"joint accuracy", "held-out loss", "generation (frames/s)"}
     assert "8 steps, 32 clips seen" in conditions
     assert (run / "evaluation.png").stat().st_size > 0
@@ -190,3 +195,19 @@ def test_metrics_that_do_not_fit(three_clips, full_size):
         run_evaluate(str(full_size[0] / "shapes"), Settings(("nearest",)), CPU)
     with pytest.raises(UsageError, match="not a model"):
         run_evaluate(str(three_clips.parent / "data"), Settings(), CPU)
+
+
+def test_a_cache_fitted_anew_is_not_measured(run, monkeypatch):
+    """Old weights on another codec's latents would give a figure that means nothing."""
+    monkeypatch.setattr(BlockCodec, "fingerprint", lambda self: "another")
+    with pytest.raises(UsageError, match="the codec in .* is not the one .* was trained with"):
+        run_evaluate(str(run), Settings(("heldout",)), CPU)
+
+
+def test_prompts_are_of_the_track_trained_on(run, monkeypatch):
+    asked = []
+    draw = benchmark.draw_prompts
+    monkeypatch.setattr(benchmark, "draw_prompts", lambda *a, **k: asked.append(a[3]) or draw(*a, **k))
+    monkeypatch.setattr(benchmark, "read_track", lambda path: "s1-hard")
+    run_evaluate(str(run), Settings(("shapes",), prompts=2, splits=("paraphrases",), sampling={"steps": 1}), CPU)
+    assert asked == ["s1-hard"]

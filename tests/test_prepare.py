@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import reelwright.data.windows as windows
 import reelwright.prepare as prepare_verb
 from reelwright.bundle import build_bundle, draw, fitted_path
 from reelwright.data.cache import Cache
@@ -130,14 +131,14 @@ def test_a_fit_stays_when_clips_go_until_refit(own):
 
 def undecodable(monkeypatch, *names: str) -> None:
     """Clips that pass inspection and fail when they are decoded for encoding."""
-    real = prepare_verb.read_window
+    real = windows.read_window
 
     def read_window(video, *rest):
         if video.name in names:
             raise BadVideo("its frames cannot be decoded")
         return real(video, *rest)
 
-    monkeypatch.setattr(prepare_verb, "read_window", read_window)
+    monkeypatch.setattr(windows, "read_window", read_window)
 
 
 def test_a_clip_that_fails_after_inspection_is_named_and_counted(own, monkeypatch):
@@ -267,5 +268,5 @@ def test_sample_prompts_are_spread_over_the_held_out_clips(own):
     prepare(recipe)
     assert open_prepared(recipe).sample_prompts(recipe) == ["a red circle moves left"]
     held_out = {s.captions[0] for s in open_prepared(own()).validation.samples.values()}
-    assert set(open_prepared(own()).sample_prompts(own("train.sample_prompts=2"))) == held_out
+    assert set(open_prepared(own()).sample_prompts(own("train.sample_prompts=4"))) == held_out
     assert np.isfinite(open_prepared(recipe).texts(["a red circle moves left", ""]).values.numpy()).all()

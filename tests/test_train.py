@@ -101,8 +101,8 @@ def test_more_steps_may_be_asked_for(tiny):
 
 
 def test_steps_from_epochs(tiny):
-    """22 clips are trained on: two passes are 44 samples, in batches of 4."""
-    assert quietly(tiny("train.steps=null", "train.epochs=2", "train.evaluate_every=0")).step == 11
+    """20 clips are trained on: two passes are 40 samples, in batches of 4."""
+    assert quietly(tiny("train.steps=null", "train.epochs=2", "train.evaluate_every=0")).step == 10
 
 
 def test_micro_batches_give_the_same_loss_on_the_same_samples(tiny, monkeypatch):
@@ -146,17 +146,20 @@ def test_a_changed_recipe_on_an_old_run_is_refused(tiny):
 def test_a_fork_goes_on_from_the_weights_elsewhere(tiny):
     origin = quietly(tiny("train.steps=4")).run_dir
     before = snapshot(origin)
-    changed = tiny("train.steps=6", "train.learning_rate=0.001", run="second")
-    fork_run(changed, origin)
+    second = origin.with_name("second")
+    changed = tiny("train.steps=6", "train.learning_rate=0.001")
+    with pytest.raises(UsageError, match="no step is left"):
+        fork_run(tiny("train.steps=4"), second)
+    assert not second.exists()
     said: list[str] = []
-    outcome = train(changed, say=said.append)
+    outcome = train(fork_run(changed, second), say=said.append)
+    assert outcome.run_dir == second
     assert outcome.step == 6 and "resuming from step-0000004" in said
     assert [r["step"] for r in figures(outcome.run_dir) if "loss" in r] == [6]
     assert snapshot(origin) == before
-    with pytest.raises(UsageError, match="holds a run already.*without --fork"):
-        fork_run(changed, origin)
+    assert train(fork_run(changed, second), say=said.append).step == 6, "the same command again goes on"
     with pytest.raises(UsageError, match="not a run directory"):
-        fork_run(tiny(run="third"), origin / "checkpoints")
+        fork_run(tiny(run="third"), origin.with_name("fourth"))
 
 
 def test_a_second_trainer_on_one_run_is_refused(tiny):
@@ -177,7 +180,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(tiny, monkeypatch):
     before = snapshot(recipe.run_dir / "checkpoints")
     loss = Objective.loss
     monkeypatch.setattr(Objective, "loss", lambda *a: loss(*a) * math.nan)
-    with pytest.raises(UserError, match=r"step 5: loss = nan.*Samples of this step: \d+(?s:.*)train.learning_rate"):
+    with pytest.raises(
+        UserError, match=r"step 5 gave.*Clips of this step: \d+.mp4(?s:.*)train.learning_rate"
+    ):
         quietly(recipe)
     assert snapshot(recipe.run_dir / "checkpoints") == before and "step-0000004/model.safetensors" in before
     monkeypatch.setattr(Objective, "loss", loss)
@@ -258,7 +263,7 @@ def test_what_a_run_leaves(trained_run):
     names = {path.name for path in run.samples.iterdir()}
     assert names == {"step-0000008-00.mp4", "step-0000008-00.mp4.json", "step-0000008.png"}
     assert [p.name for p in run.list_checkpoints()] == ["step-0000004", "step-0000008"]
-    assert "parameters on cpu in fp32; 22 training samples, 2 held out" in run.log_path.read_text()
+    assert "parameters on cpu in fp32; 20 training samples, 4 held out" in run.log_path.read_text()
     page = run.report_path.read_text()
     assert "<html" in page and "http://" not in page.replace("http://www.w3.org", "")
     assert Recipe.load(run.recipe_path).train.precision == "fp32"

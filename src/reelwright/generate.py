@@ -123,11 +123,7 @@ def generate_videos(
     on_step: Progress | None = None,
 ) -> list[np.ndarray]:
     """One uint8 `f h w c` video for each (prompt, seed). UsageError where the size fits neither codec nor patch."""
-    try:
-        latent_size = bundle.codec.compression.latent_size(size)
-        bundle.denoiser.check_size(latent_size)  # pyright: ignore[reportCallIssue]
-    except ValueError as error:
-        raise UsageError(f"a video of {size} (frames x height x width): {error}") from None
+    latent_size = fitting_latent_size(bundle, size)
     bundle.denoiser.eval()
     total = len(range(0, len(prompts), batch_size)) * sampling.steps
     videos: list[np.ndarray] = []
@@ -144,6 +140,16 @@ def generate_videos(
         latents = sample_latents(bundle, cond, uncond, latent_size, chunk_seeds, sampling, compute, advance)
         videos.extend(decode_latents(bundle, latents, compute))
     return videos
+
+
+def fitting_latent_size(bundle: Bundle, size: Size) -> Size:
+    """Size of the latents of a video. UsageError names the axis that fits neither codec nor patch."""
+    try:
+        latent_size = bundle.codec.compression.latent_size(size)
+        bundle.denoiser.check_size(latent_size)  # pyright: ignore[reportCallIssue]
+    except ValueError as error:
+        raise UsageError(f"a video of {size} (frames x height x width): {error}") from None
+    return latent_size
 
 
 @dataclass(frozen=True)
@@ -203,6 +209,7 @@ def run_generate(
     jobs = [(prompt, request.seed + n) for prompt in request.prompts for n in range(request.num_videos)]
     if suffix and out.suffix and not out.is_dir() and out.suffix != f".{suffix}":
         raise UsageError(f"--format {suffix} contradicts --out {out}; leave one of them out")
+    fitting_latent_size(model.bundle, size)
     paths = output_paths(out, suffix or "mp4", jobs)
     _check_target(paths[0], fps)
     videos: list[np.ndarray] = []

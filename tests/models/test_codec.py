@@ -246,7 +246,7 @@ def test_autoencoder_kl_refuses_what_is_no_safetensors(vae_folder, tmp_path):
             AutoencoderKLConfig(model=str(folder)).build()
         return str(raised.value)
 
-    assert "reelwright convert" in attempt("diffusion_pytorch_model.bin", b"\x80\x02pickle")
+    assert "safetensors" in attempt("diffusion_pytorch_model.bin", b"\x80\x02pickle")
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
     assert "git lfs pull" in attempt("diffusion_pytorch_model.safetensors", pointer)
     (tmp_path / "diffusion_pytorch_model.safetensors" / "diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 40)

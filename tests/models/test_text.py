@@ -198,7 +198,7 @@ def test_text_models_that_cannot_be_loaded(clip_folder, t5_folder, tmp_path):
         CLIPTextConfig(model=str(tmp_path / "absent")).build()
     pickled = shutil.copytree(t5_folder, tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    with pytest.raises(UserError, match="pytorch_model.bin is a pickle.*reelwright convert"):
+    with pytest.raises(UserError, match="pytorch_model.bin is a pickle.*safetensors"):
         T5TextConfig(model=str(pickled)).build()
     empty = shutil.copytree(t5_folder, tmp_path / "empty")
     (empty / "model.safetensors").unlink()
