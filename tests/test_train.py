@@ -180,9 +180,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(tiny, monkeypatch):
     before = snapshot(recipe.run_dir / "checkpoints")
     loss = Objective.loss
     monkeypatch.setattr(Objective, "loss", lambda *a: loss(*a) * math.nan)
-    with pytest.raises(
-        UserError, match=r"step 5 gave.*Clips of this step: \d+.mp4(?s:.*)train.learning_rate"
-    ):
+    with pytest.raises(UserError, match=r"step 5 gave.*Clips of this step: \d+.mp4(?s:.*)train.learning_rate"):
         quietly(recipe)
     assert snapshot(recipe.run_dir / "checkpoints") == before and "step-0000004/model.safetensors" in before
     monkeypatch.setattr(Objective, "loss", loss)

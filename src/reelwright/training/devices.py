@@ -65,6 +65,9 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def make_accelerator(device: torch.device, precision: Precision) -> Accelerator:
     """Accelerate's view of the processes `accelerate launch` or `torchrun` started; one process otherwise."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
+    if AcceleratorState._shared_state:
+        AcceleratorState._reset_state()  # a second run in one process may have another precision
     return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
