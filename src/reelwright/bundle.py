@@ -137,7 +137,7 @@ def build_bundle(
 
 def check_fit(recipe: Recipe, codec: Any, denoiser: Any) -> None:
     """UsageError where a size of the recipe fits neither codec nor patch."""
-    for size in {*recipe.data.sizes, recipe.size}:
+    for size in recipe.data.sizes:
         try:
             latent = codec.compression.latent_size(size)
             denoiser.check_size(latent)

@@ -17,7 +17,7 @@ from reelwright.bundle import DenoisingLoss, build_bundle, draw
 from reelwright.data.buckets import BucketSampler
 from reelwright.generate import Compute, decode_latents, sample_latents
 from reelwright.heldout import held_out_loss
-from reelwright.prepare import Prepared, open_prepared, prepare
+from reelwright.prepare import EMPTY, Prepared, open_prepared, prepare
 from reelwright.randomness import derive_seed
 from reelwright.recipe import Recipe
 from reelwright.report.run_page import write_run_page
@@ -27,11 +27,7 @@ from reelwright.training import checkpoint as checkpoints
 from reelwright.training.checkpoint import TrainState
 from reelwright.training.devices import autocast, make_accelerator, resolve_device
 from reelwright.training.ema import EMA
-from reelwright.training.optim import (
-    build_optimizer,
-    learning_rate,
-    set_learning_rate,
-)
+from reelwright.training.optim import build_optimizer, learning_rate, set_learning_rate
 from reelwright.training.tracker import Trackers
 from reelwright.types import Bundle, UsageError, UserError
 from reelwright.video.sheet import contact_sheet
@@ -160,7 +156,7 @@ def train(
                 log(f"step {state.step + 1}: loss = {loss_value}, gradient norm = {norm}")
                 # fp16's scaler skips such a step by itself and lowers its scale; one that goes on so is lost
                 if accelerator.scaler is None or not math.isfinite(loss_value) or skipped > MAX_SKIPPED_STEPS:
-                    raise UserError(_non_finite(recipe, state.step, [training.samples[i].clip for i, _ in items]))
+                    raise UserError(_non_finite(state.step, [training.samples[i].clip for i, _ in items]))
             else:
                 skipped = 0
             optimizer.step()
@@ -170,9 +166,9 @@ def train(
                 ema.update(state.step)
             state.loss_sum += loss_value
             state.loss_count += 1
-            session_seconds += time.perf_counter() - clock
-            state.seconds += time.perf_counter() - clock
-            clock = time.perf_counter()
+            elapsed = time.perf_counter() - clock
+            session_seconds += elapsed
+            state.seconds += elapsed
 
             # -- figures, held-out loss, samples, checkpoint
             stopping = _first_signal(stop, accelerator)
@@ -239,7 +235,7 @@ def write_samples(
     module.eval()
     with torch.no_grad(), autocast(device, compute.precision):
         cond = module.condition(prepared.texts(prompts).to(device))
-        uncond = module.condition(prepared.texts([""] * len(prompts)).to(device))
+        uncond = module.condition(prepared.texts([EMPTY] * len(prompts)).to(device))
     latents = sample_latents(bundle, cond, uncond, latent_size, [recipe.seed] * len(prompts), recipe.sampling, compute)
     videos = decode_latents(bundle, latents, compute)
     name = checkpoints.name_of(step)
@@ -249,7 +245,7 @@ def write_samples(
     contact_sheet(list(videos), prompts, run.samples / f"{name}.png")
 
 
-def _non_finite(recipe: Recipe, step: int, clips: Sequence[str]) -> str:
+def _non_finite(step: int, clips: Sequence[str]) -> str:
     return (
         f"step {step + 1} gave a loss or gradient that is not finite; the weights were not changed and nothing was "
         f"saved. Clips of this step: {', '.join(dict.fromkeys(clips))}. The draws are fixed, so the same command meets "
