@@ -13,9 +13,9 @@ import torch
 
 import reelwright.benchmark as benchmark
 from reelwright.benchmark import HEADERS, SPLITS, run_benchmark, through_codec
-from reelwright.bundle import load_model
 from reelwright.evaluate import Result, Settings, run_evaluate
 from reelwright.generate import Compute
+from reelwright.loading import load_model
 from reelwright.metrics.frames import psnr
 from reelwright.models.codec import BlockCodec
 from reelwright.prepare import prepare

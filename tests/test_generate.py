@@ -12,9 +12,9 @@ import torch
 
 import reelwright.generate as generate_verb
 from reelwright import __version__
-from reelwright.bundle import load_model
 from reelwright.diffusion.sampler import SAMPLERS
 from reelwright.generate import Compute, Request, generate_videos, output_paths, run_generate
+from reelwright.loading import load_model
 from reelwright.recipe import SamplingConfig
 from reelwright.types import Size, UsageError
 from reelwright.video.write import read_frames, read_recipe

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from reelwright.bundle import LoadedModel, build_bundle
+from reelwright.bundle import build_bundle
 from reelwright.generate import Compute, decode_latents, generate_videos
+from reelwright.loading import LoadedModel
 from reelwright.metrics.statistics import wilson_interval
 from reelwright.models.codec import pixels_to_video
 from reelwright.prepare import open_prepared

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from reelwright.benchmark import HEADERS, Row, ScoreRow, is_shapes_collection, run_benchmark
-from reelwright.bundle import DenoisingLoss, LoadedModel, load_model
+from reelwright.bundle import DenoisingLoss
 from reelwright.data.cache import Cache
 from reelwright.data.decode import read_window
 from reelwright.data.inspection import inspect
 from reelwright.generate import Compute, generate_videos
 from reelwright.heldout import held_out_loss
+from reelwright.loading import LoadedModel, load_model
 from reelwright.metrics.frames import mse, psnr
 from reelwright.metrics.statistics import mean_interval, wilson_interval
 from reelwright.prepare import open_prepared

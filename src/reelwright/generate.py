@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from reelwright import __version__
-from reelwright.bundle import LoadedModel
 from reelwright.diffusion.guidance import guided, make_denoise
 from reelwright.diffusion.sampler import SAMPLERS, sample_times
+from reelwright.loading import LoadedModel
 from reelwright.models.codec import video_to_pixels
 from reelwright.randomness import keyed_generator, keyed_normal
 from reelwright.recipe import SamplingConfig

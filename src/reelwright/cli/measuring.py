@@ -1,0 +1,54 @@
+"""Commands that measure: evaluate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reelwright.cli.app import app
+from reelwright.cli.options import CheckpointOption, DeviceOption, PrecisionOption, RawFlag
+from reelwright.console import Progress, print_table
+
+
+@app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="MODEL|FOLDER", help="a model, or a folder of captioned videos")],
+    metrics: Annotated[str, typer.Option(help="comma-separated; 'auto' takes what fits the data")] = "auto",
+    prompts: Annotated[int, typer.Option(min=2, help="prompts a split; 256 quick, 1024 to publish")] = 256,
+    split: Annotated[list[str] | None, typer.Option(help="splits of the shapes benchmark; all by default")] = None,
+    steps: Annotated[int | None, typer.Option(min=1)] = None,
+    guidance: Annotated[float | None, typer.Option(min=0)] = None,
+    sampler: Annotated[str | None, typer.Option()] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    checkpoint: CheckpointOption = None,
+    raw: RawFlag = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="write the scores here as well")] = None,
+) -> None:
+    """Scores with intervals and control rows: a table, JSON, contact sheets, and the run's report page."""
+    from reelwright.evaluate import Settings, run_evaluate
+    from reelwright.generate import Compute
+
+    settings = Settings(
+        metrics=tuple(name.strip() for name in metrics.split(",") if name.strip()),
+        prompts=prompts,
+        splits=tuple(split or ()),
+        seed=seed,
+        sampling={"steps": steps, "guidance": guidance, "sampler": sampler},
+    )
+    compute = Compute.resolve(device, precision, offload=False)
+    with Progress() as progress:
+        result = run_evaluate(target, settings, compute, checkpoint, raw, progress)
+    for title, headers, rows in result.tables():
+        print_table(headers, rows, title)
+        print()
+    for note in result.notes:
+        print(note)
+    if json_path:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False), encoding="utf-8")
+        print(f"scores: {json_path}")

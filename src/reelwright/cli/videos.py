@@ -1,0 +1,76 @@
+"""Commands that make videos: generate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reelwright.cli.app import app
+from reelwright.cli.options import CheckpointOption, DeviceOption, JsonFlag, PrecisionOption, RawFlag
+from reelwright.console import Progress, print_error
+from reelwright.types import UsageError
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a run directory, a checkpoint, or a recipe")],
+    prompt: Annotated[list[str] | None, typer.Option(help="what to show; may be given several times")] = None,
+    out: Annotated[Path, typer.Option(help="a file, or a folder for several videos")] = Path("outputs"),
+    num_videos: Annotated[int, typer.Option(min=1, help="videos a prompt, seeds counting up")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1)] = None,
+    guidance: Annotated[float | None, typer.Option(min=0)] = None,
+    negative_prompt: Annotated[str, typer.Option()] = "",
+    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, euler, heun, dpmpp_2m or unipc")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    frames: Annotated[int | None, typer.Option(min=1)] = None,
+    width: Annotated[int | None, typer.Option(min=1)] = None,
+    height: Annotated[int | None, typer.Option(min=1)] = None,
+    fps: Annotated[float | None, typer.Option(min=0.1)] = None,
+    video_format: Annotated[str | None, typer.Option("--format", help="mp4, gif or webm")] = None,
+    image: Annotated[Path | None, typer.Option(help="first frame, for models that take one")] = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    offload: Annotated[bool, typer.Option("--offload", help="keep on the device only the part at work")] = False,
+    checkpoint: CheckpointOption = None,
+    raw: RawFlag = False,
+    from_clip: Annotated[Path | None, typer.Option("--from", help="repeat what made this clip")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Prompts -> videos, each with its recipe inside and beside it."""
+    from reelwright.generate import Compute, Request, cut_prompts, run_generate
+    from reelwright.loading import load_model
+    from reelwright.video.write import read_recipe
+
+    if image is not None:
+        raise UsageError(f"--image {image}: this model makes videos from text alone; leave --image out")
+    request = Request(
+        tuple(prompt or ()), num_videos, seed, negative_prompt, sampler, steps, guidance,
+        frames=frames, width=width, height=height, fps=fps,
+    )  # fmt: skip
+    made: dict[str, object] = {}
+    if from_clip is not None:
+        if request != Request(()):
+            raise UsageError("--from repeats a clip as it was made; leave --prompt, --seed, --steps and the like out")
+        made = read_recipe(from_clip)
+        request = Request.from_recipe(made, from_clip)
+        precision = str(made.get("precision", precision)) if precision == "auto" else precision
+    elif not prompt:
+        raise UsageError("nothing to show: give --prompt TEXT (several times for several videos) or --from CLIP")
+    compute = Compute.resolve(device, precision, offload)
+    loaded = load_model(model, checkpoint, raw)
+    for warning in (*loaded.warnings, *cut_prompts(loaded.bundle, [*request.prompts, request.negative_prompt])):
+        print_error(warning)
+    if from_clip is not None and made.get("model_sha256") != loaded.weights_sha256:
+        print_error(f"{from_clip} was made with other weights ({made.get('model')}); this video will differ")
+    with Progress(quiet=as_json) as progress:
+        paths = run_generate(
+            loaded, request, out, video_format, compute, lambda done, total: progress("sampling", done, total)
+        )
+    if as_json:
+        print(json.dumps({"files": [str(path) for path in paths]}))
+    else:
+        for path in paths:
+            print(path)
