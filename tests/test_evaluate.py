@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 import reelwright.benchmark as benchmark
+from reelwright import quality
 from reelwright.benchmark import HEADERS, SPLITS, run_benchmark, through_codec
-from reelwright.evaluate import Result, Settings, run_evaluate
+from reelwright.evaluate import METRICS, Result, Settings, run_evaluate
 from reelwright.generate import Compute
 from reelwright.loading import load_model
 from reelwright.metrics.frames import psnr
@@ -24,8 +26,9 @@ from reelwright.run import RunDirectory
 from reelwright.shapes.controls import CONTROLS
 from reelwright.shapes.files import write_collection
 from reelwright.train import train
-from reelwright.types import Size, UsageError
+from reelwright.types import Size, UsageError, UserError
 from reelwright.video.write import write_video
+from tiny_clip import save_tiny_clip
 
 CPU = Compute(torch.device("cpu"))
 FAST: dict[str, Any] = {"steps": 1, "guidance": 1.0}
@@ -76,7 +79,7 @@ def test_every_row_stands_beside_the_models_with_its_interval(full_size):
     assert renderer["value"] == 1.0 and renderer["low"] < 1.0, "the checker reads what the renderer drew"
     assert joint["untrained model", "in_distribution"]["value"] == 0.0
     assert joint["model, blank", "in_distribution"]["value"] == 0.0
-    title, headers, cells = result.tables()[0]
+    title, headers, cells = result.tables[0]
     assert (title, headers) == ("moving shapes", HEADERS) and len(cells) == len(joint)
     assert any("random" in note for note in result.notes)
     assert "euler 1 steps, guidance 1" in result.notes[-1]
@@ -89,6 +92,16 @@ def test_the_codec_row_is_the_ceiling_of_the_latents(full_size):
     videos = [np.random.default_rng(0).integers(0, 255, (16, 64, 64, 3), dtype=np.uint8)]
     (noise,) = through_codec(model.bundle, videos, CPU)
     assert noise.shape == videos[0].shape and psnr(noise, videos[0]) < 15, "48 of 768 numbers cannot hold noise"
+
+
+def test_renders_are_read_once(full_size, monkeypatch):
+    """The renderer's row and the fresh renders of the memorisation figures are one set."""
+    rendered = []
+    render = benchmark.render
+    monkeypatch.setattr(benchmark, "render", lambda *a: rendered.append(a[0]) or render(*a))
+    model = load_model(str(full_size[0] / "recipe.yaml"))
+    run_benchmark(model, SamplingConfig.parse(FAST), CPU, 3, ("paraphrases",))
+    assert len(rendered) == 2 * 3, "the prompts' own scenes, and the nearest training scenes"
 
 
 def test_the_same_evaluation_twice_is_the_same(full_size):
@@ -112,7 +125,7 @@ def test_scores_and_report_stay_with_the_run(run_cli, run, tmp_path):
     assert [{k: v for k, v in row.items() if k != "model_sha256"} for row in rows] == written
     run_cli("evaluate", run, "--metrics", "heldout")
     assert len(RunDirectory(run).read_scores()[0]) == len(rows), "other metrics of the same weights stay"
-    assert {r["metric"] for r in rows} > {"joint accuracy", "held-out loss", "generation (frames/s)"}
+    assert {r["metric"] for r in rows} > {"joint accuracy", "held-out loss", "generated frames per second"}
     assert "8 steps, 32 clips seen" in conditions
     assert (run / "evaluation.png").stat().st_size > 0
     assert "renderer through codec" in (run / "report.html").read_text() and "renderer through codec" not in before
@@ -158,7 +171,7 @@ def test_each_caption_brings_back_its_own_clip(three_clips):
     assert own["chance", "train"]["value"] == pytest.approx(1 / 3)
     decibels = rows_of(result, "PSNR to own clip (dB)")["model", "train"]
     assert decibels["value"] > 12 and decibels["low"] <= decibels["value"] <= decibels["high"]
-    title, _, cells = result.tables()[0]
+    title, _, cells = result.tables[0]
     assert "3 of 3 their own" in title and [row[2] for row in cells] == ["yes"] * 3
     assert any("none is held out" in r["metric"] for r in result.rows), "a loss on training clips says that it is one"
     assert (three_clips / "evaluation.png").is_file()
@@ -176,7 +189,7 @@ def test_a_folder_of_shapes_is_read_as_it_is(run_cli, full_size):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (Settings(("fvd",)), "--metrics fvd: not a metric; known: auto, shapes"),
+        (Settings(("fid",)), "--metrics fid: not a metric; known: auto, shapes"),
         (Settings(()), "--metrics: none is given"),
         (Settings(("shapes",), splits=("train",)), "--split train: not a split; known: in_distribution"),
         (Settings(sampling={"sampler": "eular"}), "sampler = 'eular'"),
@@ -191,10 +204,128 @@ def test_unknown_names_are_refused_and_nothing_is_written(run, settings, told):
 def test_metrics_that_do_not_fit(three_clips, full_size):
     with pytest.raises(UsageError, match="was not trained on moving shapes"):
         run_evaluate(str(three_clips), Settings(("shapes",)), CPU)
-    with pytest.raises(UsageError, match="metric nearest.*a folder of rendered shapes"):
+    with pytest.raises(UsageError, match="metric nearest: needs a model.*a folder of videos"):
         run_evaluate(str(full_size[0] / "shapes"), Settings(("nearest",)), CPU)
+    with pytest.raises(UsageError, match="is no shapes collection"):
+        run_evaluate(str(three_clips.parent / "data"), Settings(("shapes",)), CPU)
     with pytest.raises(UsageError, match="not a model"):
-        run_evaluate(str(three_clips.parent / "data"), Settings(), CPU)
+        run_evaluate(str(three_clips.parent / "nowhere"), Settings(), CPU)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--split", "paraphrases"], "--split: has no effect"),
+        (["--steps", 3], "--steps: has no effect"),
+        (["--checkpoint", "8"], "--checkpoint 8: .* is a folder of videos, not a model"),
+        (["--raw"], "--raw: .* is a folder of videos, not a model"),
+        (["--metrics", "shapes", "--real", "."], "--real: has no effect on --metrics shapes; it is for clip, temporal"),
+        (
+            ["--metrics", "dynamic", "--clip", "x"],
+            "--clip: has no effect on --metrics dynamic; it is for clip, temporal",
+        ),
+        (["--metrics", "fvd"], "--features i3d:PATH"),
+        (["--metrics", "fvd", "--features", "i3d:x"], "name the real ones: --real FOLDER"),
+    ],
+)
+def test_options_without_effect_on_a_folder_are_refused(run_cli, full_size, options, told):
+    result = run_cli("evaluate", full_size[0] / "shapes", *options)
+    assert result.code == 2 and re.search(told, result.err), result.err
+
+
+def test_options_without_effect_on_a_model_are_refused(run, tmp_path):
+    for settings, told in (
+        (Settings(("temporal",), real=tmp_path), "--real: has no effect, .* is a model"),
+        (Settings(("heldout",), sampling={"steps": 3}), "--steps: has no effect on --metrics heldout"),
+        (
+            Settings(("clip",), splits=("paraphrases",)),
+            "--split: has no effect on --metrics clip; it is for shapes, memorisation",
+        ),
+        (Settings(("clip",), features="clip:x"), "--features: has no effect on --metrics clip; it is for fvd"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            run_evaluate(str(run), settings, CPU)
+
+
+def test_every_metric_is_named_in_the_help(run_cli):
+    words = run_cli("evaluate", "--help").out.replace("│", " ").split()
+    assert set(METRICS) <= {word.strip(",;:") for word in words}
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+def test_all_metrics_share_one_set_of_videos(run_cli, run, tiny_clip, tmp_path, monkeypatch):
+    """Clip, motion and Frechet distance of a run: generated once, in the table, the JSON, the run and its page."""
+    made = []
+    generate = quality.generate_videos
+    monkeypatch.setattr(quality, "generate_videos", lambda *a, **k: made.append(a[1]) or generate(*a, **k))
+    result = run_cli(
+        "evaluate", run, "--metrics", "clip,temporal,dynamic,fvd", "--prompts", 3, "--steps", 1, "--clip", tiny_clip,
+        "--features", f"clip:{tiny_clip}", "--json", tmp_path / "s.json",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert len(made) == 1 and "held-out captions" in result.out and "real clips, shuffled captions" in result.out
+    written = json.loads((tmp_path / "s.json").read_text())
+    assert {v["caption"] for v in written["videos"]["clip, model"]} == set(made[0])
+    rows, conditions = RunDirectory(run).read_scores()
+    assert {"CLIP cosine", "CLIPScore", "clips that move", "warping error"} <= {r["metric"] for r in rows}
+    assert {r["row"] for r in rows if r["metric"] == "warping error"} > {"model", "model, frozen", "model, noise"}
+    assert sum(r["metric"] == "clips that move" and r["row"] == "model" for r in rows) == 1, (
+        "dynamic came with temporal"
+    )
+    assert "euler 1 steps" in conditions
+    page = (run / "report.html").read_text()
+    assert "frame consistency (CLIP cosine)" in page and "Frechet video distance (CLIP" in page
+    assert (run / "evaluation.png").stat().st_size > 0
+
+
+def test_temporal_is_never_printed_without_the_dynamic_degree(run_cli, full_size):
+    result = run_cli("evaluate", full_size[0] / "shapes", "--metrics", "temporal", "--prompts", 2)
+    assert result.code == 0, result.err
+    assert "dynamic degree" in result.out and "videos, frozen" in result.out and "videos, noise" in result.out
+    assert "no row of real clips: name a folder of them with --real FOLDER" in result.out
+
+
+def test_a_folder_beside_real_clips(run_cli, full_size, three_clips, tiny_clip, tmp_path):
+    """Every metric without a model; the folder is not written to."""
+    folder, data = full_size[0] / "shapes", three_clips.parent / "data"
+    before = sorted(p.name for p in data.rglob("*"))
+    result = run_cli(
+        "evaluate", data, "--real", folder, "--metrics", "clip,dynamic,fvd", "--clip", tiny_clip, "--features",
+        f"clip:{tiny_clip}", "--json", tmp_path / "s.json",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    rows = json.loads((tmp_path / "s.json").read_text())["scores"]
+    assert {r["row"] for r in rows if r["metric"] == "CLIP cosine"} == {
+        "videos", "videos, shuffled captions", "real clips", "real clips, shuffled captions"
+    }  # fmt: skip
+    assert next(r for r in rows if r["row"] == "real clips")["n"] == 10
+    assert "8x32x32 at 8 fps" in result.out and "too few" in result.out
+    assert sorted(p.name for p in data.rglob("*")) == before
+
+
+def test_a_folder_of_plain_clips_is_measured_without_any_network(three_clips):
+    result = run_evaluate(str(three_clips.parent / "data"), Settings(), CPU)
+    consistency = rows_of(result, "frame consistency (SSIM of luma)")
+    assert {row for row, _ in consistency} == {"videos", "videos, frozen", "videos, noise"}
+    assert result.about["folder"] == str(three_clips.parent / "data") and "parameters" not in result.about
+
+
+def test_a_network_that_is_not_there_is_told_before_anything_is_generated(run, monkeypatch):
+    monkeypatch.setattr(quality, "generate_videos", lambda *a, **k: pytest.fail("generated all the same"))
+    with pytest.raises(UserError, match="--clip = ./nowhere"):
+        run_evaluate(str(run), Settings(("temporal",), clip="./nowhere"), CPU)
+    with pytest.raises(UserError, match="i3d:nowhere.pt"):
+        run_evaluate(str(run), Settings(("fvd",), features="i3d:nowhere.pt"), CPU)
+
+
+def test_without_held_out_clips_the_training_ones_are_used_and_said_so(three_clips):
+    result = run_evaluate(str(three_clips), Settings(("dynamic",), sampling={"steps": 1}), CPU)
+    assert {r["split"] for r in result.rows} == {"training captions"}
+    assert any("those the model was trained on" in note for note in result.notes)
 
 
 def test_a_cache_fitted_anew_is_not_measured(run, monkeypatch):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reelwright.bundle import DenoisingLoss, build_bundle, fitted_path
+from reelwright.export import export_model
 from reelwright.loading import load_model
 from reelwright.training import checkpoint as checkpoints
 from reelwright.training.checkpoint import DamagedCheckpoint
@@ -122,6 +124,116 @@ def test_a_part_left_out_of_a_checkpoint_is_not_taken_from_the_cache(tmp_path: P
     reseal(path)
     with pytest.raises(UserError, match=name):
         load_model(str(path))
+
+
+def test_a_tensor_of_another_shape_or_name_is_refused_by_name(tmp_path: Path) -> None:
+    path = write_run(tiny_recipe(tmp_path), steps=(10,)).checkpoints / "step-0000010"
+    tensors = load_file(path / "ema.safetensors")
+    name = next(name for name in tensors if name.startswith("denoiser."))
+    for changed, message in (
+        ({**tensors, name: tensors[name][..., None]}, f"of another shape .*{name}"),
+        ({**tensors, "denoiser.extra": torch.zeros(2)}, "unexpected .*denoiser.extra"),
+        ({**tensors, "stranger.x": torch.zeros(2)}, "unexpected .*stranger.x"),
+    ):
+        save_file(changed, path / "ema.safetensors")
+        reseal(path)
+        with pytest.raises(UserError, match=rf"ema\.safetensors does not fit its recipe: {message}"):
+            load_model(str(path))
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """A folder with an export in both forms: model/ and model.safetensors."""
+    run = str(write_run(tiny_recipe(tmp_path), steps=(10,)).path)
+    export_model(run, tmp_path / "exported" / "model")
+    export_model(run, tmp_path / "exported" / "model.safetensors", "safetensors")
+    return tmp_path / "exported"
+
+
+def test_an_export_is_loaded_like_the_run_it_came_from(tmp_path: Path, exported: Path) -> None:
+    original = load_model(str(tmp_path / "run"))
+    for name in ("model", "model.safetensors"):
+        loaded = load_model(str(exported / name))
+        assert same(weights_of(loaded), weights_of(original))
+        assert same(loaded.bundle.codec.state_dict(), original.bundle.codec.state_dict())
+        assert loaded.bundle.text.tokenizer_json() == original.bundle.text.tokenizer_json()
+        assert loaded.recipe == original.recipe and loaded.origin == str(exported / name)
+        assert (loaded.step, loaded.weights_sha256) == (original.step, original.weights_sha256)
+        with pytest.raises(UsageError, match="--raw: .*holds the averaged weights alone"):
+            load_model(str(exported / name), raw=True)
+        with pytest.raises(UsageError, match="--checkpoint 10: .*has no choice of them"):
+            load_model(str(exported / name), "10")
+
+
+FILES = (
+    "recipe.yaml", "model_index.json", "denoiser/model.safetensors", "text/model.safetensors", "text/tokenizer.json",
+    "codec/model.safetensors",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_damage_to_a_file_of_an_exported_folder_is_named(exported: Path, name: str) -> None:
+    file = exported / "model" / name
+    whole, draw = file.read_bytes(), random.Random(name)
+    for cut in (0, 1, len(whole) // 2, len(whole.rstrip()) - 1):
+        file.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=str(file)):
+            load_model(str(exported / "model"))
+    for _ in range(20):
+        at = draw.randrange(len(whole))
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << draw.randrange(8)]) + whole[at + 1 :])
+        if name == "model_index.json" and json_of(file) == json.loads(whole):
+            continue  # a flipped blank: the same index
+        with pytest.raises(UserError, match=str(file)):
+            load_model(str(exported / "model"))
+    file.unlink()
+    message = "not a run directory|no usable checkpoint" if name == "model_index.json" else f"{file}: missing"
+    with pytest.raises(UserError, match=message):
+        load_model(str(exported / "model"))
+
+
+def json_of(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError:
+        return None
+
+
+def test_every_damage_to_the_one_file_is_found(exported: Path) -> None:
+    """A flipped bit is found wherever it lies: in the header, in the index in it, in any tensor."""
+    file = exported / "model.safetensors"
+    whole, draw = file.read_bytes(), random.Random(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    expected = load_model(str(file))
+    places = [draw.randrange(8) for _ in range(10)] + [draw.randrange(8, header) for _ in range(60)]
+    places += [draw.randrange(header, len(whole)) for _ in range(40)]
+    found = 0
+    for at in places:
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << draw.randrange(8)]) + whole[at + 1 :])
+        try:
+            loaded = load_model(str(file))
+        except UserError as error:
+            found += str(file) in str(error)
+        else:  # white space between the fields of the index means nothing
+            assert at < header and same(weights_of(loaded), weights_of(expected)) and loaded.step == expected.step
+    assert found >= len(places) - 5
+    for cut in (0, 7, 100, header, len(whole) - 1):
+        file.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=str(file)):
+            load_model(str(file))
+
+
+def test_the_card_may_be_edited_and_other_things_may_lie_beside_it(exported: Path) -> None:
+    (exported / "model" / "README.md").write_text("my own words")
+    (exported / "model" / "samples").mkdir()
+    assert load_model(str(exported / "model")).step == 10
+    (exported / "model" / "README.md").unlink()
+    assert load_model(str(exported / "model")).step == 10
+
+
+def test_tensors_without_a_model_are_refused_with_what_would_be_one(tmp_path: Path, exported: Path) -> None:
+    with pytest.raises(UsageError, match="holds tensors but not the model.*--format safetensors"):
+        load_model(str(exported / "model" / "denoiser" / "model.safetensors"))
 
 
 def reseal(path: Path) -> None:

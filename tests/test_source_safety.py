@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "reelwright"
 PICKLE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 SAFE_YAML_LOADERS = {"_Loader", "SafeLoader", "CSafeLoader"}
 ALLOWED_TORCH_LOAD = "convert.py"  # in a limited child process
+ALLOWED_JIT_LOAD = "torchscript.py"  # an archive's code is searched before it is loaded
 
 
 def dangers(tree: ast.Module, file_name: str) -> list[str]:
@@ -48,6 +49,8 @@ def _dangers_of_call(node: ast.Call, name: str, file_name: str) -> list[str]:
             found.append(f"{option}={options[option]}")
     if name == "torch.load" and not (file_name == ALLOWED_TORCH_LOAD and options.get("weights_only") == "True"):
         found.append("torch.load")
+    if name in ("torch.jit.load", "jit.load") and file_name != ALLOWED_JIT_LOAD:
+        found.append(name)
     return found
 
 
@@ -70,7 +73,7 @@ def test_our_yaml_loader_is_a_safe_one() -> None:
         "eval('1')", "exec(text)", "import pickle", "import pickle as p", "from pickle import loads", "import dill.x",
         "yaml.load(text)", "yaml.load(text, yaml.Loader)", "yaml.load(text, Loader=yaml.FullLoader)",
         "yaml.unsafe_load(text)", "from yaml import load", "np.load(f, allow_pickle=True)", "run(c, shell=True)",
-        "torch.load(f)", "torch.load(f, weights_only=True)", "from torch import load", "os.system('ls')",
+        "torch.load(f)", "torch.load(f, weights_only=True)", "from torch import load", "torch.jit.load(f)", "os.system('ls')",
         "part.from_pretrained(m, trust_remote_code=flag)",
     ],
 )  # fmt: skip

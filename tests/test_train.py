@@ -18,6 +18,7 @@ import torch
 import reelwright.train as train_verb
 from reelwright.data.dataset import CachedDataset
 from reelwright.diffusion.objective import Objective
+from reelwright.loading import load_model
 from reelwright.prepare import prepare
 from reelwright.recipe import Recipe
 from reelwright.resume import check_same_run, fork_run
@@ -243,9 +244,55 @@ def test_the_best_checkpoint_is_kept(tiny, monkeypatch):
     monkeypatch.setattr(train_verb, "held_out_loss", lambda *a: {**measure(*a), "heldout_loss": next(losses)})
     recipe = tiny("train.track_best=true", "train.evaluate_every=2", "train.save_every=3", "train.keep_checkpoints=1")
     run = quietly(recipe).run_dir
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-0000004", "step-0000008"]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["final", "step-0000004", "step-0000008"]
+    assert load_model(str(run / "checkpoints" / "final")).step == load_model(str(run)).step == 4
     state = json.loads((run / "checkpoints" / "step-0000008" / "state.json").read_text())
     assert (state["best_step"], state["best_loss"]) == (4, 1.0)
+
+
+def test_the_final_model_stands_at_the_last_step_and_not_before(tiny, trained_run):
+    final = trained_run / "checkpoints" / "final"
+    loaded, of_run = load_model(str(final)), load_model(str(trained_run))
+    assert (loaded.step, loaded.weights_sha256) == (8, of_run.weights_sha256)
+    assert of_run.origin.endswith("step-0000008"), "it is no checkpoint to resume or choose from"
+    assert f"final model: {final}" in (trained_run / "training.log").read_text()
+    assert "20 clips" in (final / "README.md").read_text()
+
+    stopped = quietly(tiny(), on_step=stop_at(5))
+    final = stopped.run_dir / "checkpoints" / "final"
+    assert stopped.interrupted and not final.exists()
+    (final.parent / ".writing-final").mkdir()  # as a kill leaves it
+    quietly(tiny())
+    weights = {name: data for name, data in snapshot(final).items() if name.endswith(".safetensors")}
+    assert weights.items() <= snapshot(trained_run / "checkpoints" / "final").items() and len(weights) == 3
+    assert not list(final.parent.glob(".writing-*"))
+    before = {path.name: path.stat().st_mtime_ns for path in final.iterdir()}
+    quietly(tiny())
+    assert {path.name: path.stat().st_mtime_ns for path in final.iterdir()} == before, "nothing to do"
+
+    quietly(tiny("train.steps=12"), on_step=stop_at(9))
+    assert load_model(str(final)).step == 8, "the earlier one, until the run has reached its new end"
+    quietly(tiny("train.steps=12"))
+    assert load_model(str(final)).step == 12
+
+
+def test_a_final_model_that_is_damaged_or_gone_is_made_anew(tiny):
+    final = quietly(tiny("train.steps=4")).run_dir / "checkpoints" / "final"
+    (final / "codec" / "model.safetensors").write_bytes(b"short")
+    quietly(tiny("train.steps=4"))
+    assert load_model(str(final)).step == 4
+    shutil.rmtree(final)
+    quietly(tiny("train.steps=4"))
+    assert load_model(str(final)).step == 4
+
+
+def test_what_a_user_put_in_place_of_the_final_model_is_left(tiny):
+    folder = tiny("train.steps=4").run_dir / "checkpoints" / "final"
+    folder.mkdir(parents=True)
+    (folder / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"final: the folder is not empty \(mine.txt\)"):
+        quietly(tiny("train.steps=4"))
+    assert (folder / "mine.txt").read_text() == "mine" and load_model(str(folder.parents[1])).step == 4
 
 
 def test_what_a_run_leaves(trained_run):

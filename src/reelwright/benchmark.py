@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,19 @@ from reelwright.randomness import derive_seed
 from reelwright.recipe import SamplingConfig
 from reelwright.shapes.checker import Reading, read
 from reelwright.shapes.controls import CONTROLS, nearest_training_scenes, shuffled_captions
-from reelwright.shapes.files import SCENES_FILE, read_scenes, read_track
+from reelwright.shapes.files import SCENES_FILE, VIDEOS_FOLDER, read_scenes, read_track
 from reelwright.shapes.memorisation import memorisation
 from reelwright.shapes.renderer import render
 from reelwright.shapes.scores import Count, Scores, is_right, score
 from reelwright.shapes.splits import prompts as draw_prompts
-from reelwright.shapes.world import Prompt, Scene
-from reelwright.types import Bundle, Size, UsageError
+from reelwright.shapes.world import HEADLINE, Prompt, Scene
+from reelwright.types import Bundle, UsageError
+from reelwright.video.write import read_frames
 
 SPLITS = ("in_distribution", "held_out_pairs", "held_out_triples", "paraphrases")
 BATCH = 16
 FEWEST_FRAMES = 4  # of a video the checker reads
+SHOWN_A_SPLIT = 6  # videos on the contact sheet
 
 Progress = Callable[[str, int, int], None]
 ScoreRow = dict[str, Any]  # {"row", "split", "metric", "value", "low", "high", "n"}
@@ -106,7 +107,6 @@ class Benchmark:
     rows: list[Row]
     memorised: list[ScoreRow]
     shown: list[tuple[np.ndarray, str]]  # videos with what was asked and what was read, for a contact sheet
-    frames_per_second: float
 
 
 def is_shapes_collection(folder: Path) -> bool:
@@ -126,89 +126,115 @@ def run_benchmark(
 
     UsageError for an unknown split, or where the model was not trained on a shapes collection.
     """
-    chosen = tuple(splits) or SPLITS
-    unknown = [name for name in chosen if name not in SPLITS]
-    if unknown:
-        raise UsageError(f"--split {unknown[0]}: not a split; known: {', '.join(SPLITS)}")
-    recipe, size = model.recipe, model.recipe.size
-    if not is_shapes_collection(recipe.data.path):
-        raise UsageError(
-            f"metric shapes: {recipe.data.path} has no {SCENES_FILE}; this model was not trained on moving shapes "
-            "(make some with: reelwright shapes OUT)"
-        )
-    fps, track = recipe.data.fps, read_track(recipe.data.path)
-    if size.frames < FEWEST_FRAMES:
-        raise UsageError(f"metric shapes: videos of {size.frames} frames; the checker needs at least {FEWEST_FRAMES}")
-    asked = {
-        name: draw_prompts(name, num_prompts, seed, track, duration_seconds=size.frames / fps)  # pyright: ignore[reportArgumentType]
-        for name in chosen
-    }
-
-    def reading(videos: Iterable[np.ndarray], stage: str, total: int) -> list[Reading]:
-        results = []
-        for number, video in enumerate(videos, start=1):
-            results.append(read(video, fps))
-            progress(stage, number, total)
-        return results
-
-    def row(name: str, split: str, prompts: Sequence[Prompt], readings: Sequence[Reading]) -> Row:
-        return Row(name, split, score(zip(prompts, readings, strict=True)))
-
-    rows: list[Row] = []
-    shown: list[tuple[np.ndarray, str]] = []
+    asked = _asked(model, num_prompts, tuple(splits) or SPLITS, seed)
+    fps = model.recipe.data.fps
     made: dict[str, list[np.ndarray]] = {}
-    read_of: dict[str, list[Reading]] = {}
-    started, frames_made = time.perf_counter(), 0
     for split, prompts in asked.items():
         seeds = [derive_seed("evaluate", seed, split, i) for i in range(len(prompts))]
-        made[split] = generate_videos(
-            model.bundle, [p.caption for p in prompts], seeds, size, sampling, compute, batch_size=BATCH,
-            on_step=lambda done, total, split=split: progress(f"generating {split}", done, total),
-        )  # fmt: skip
-        frames_made += len(prompts) * size.frames
-    speed = frames_made / (time.perf_counter() - started)
-    for split, prompts in asked.items():
-        read_of[split] = reading(made[split], f"checking {split}", len(prompts))
-        rows.append(row("model", split, prompts, read_of[split]))
-        shown += [(v, _label(p, r)) for v, p, r in list(zip(made[split], prompts, read_of[split], strict=True))[:6]]
-    first = chosen[0]
-    rows += _control_rows(model, sampling, compute, first, asked[first], made[first], read_of[first], seed, progress)
-    memorised = _memorised(model, asked[first], read_of[first], size, fps)
-    return Benchmark(rows, memorised, shown, speed)
+        made[split] = _generate(model.bundle, prompts, seeds, model, sampling, compute, f"generating {split}", progress)
+    readings = {split: _read_all(videos, fps, f"checking {split}", progress) for split, videos in made.items()}
+    rows = [_row("model", split, prompts, readings[split]) for split, prompts in asked.items()]
+    shown = [
+        (video, _label(prompt, reading))
+        for split, prompts in asked.items()
+        for video, prompt, reading in list(zip(made[split], prompts, readings[split], strict=True))[:SHOWN_A_SPLIT]
+    ]
+    first, prompts = next(iter(asked.items()))
+    shuffled = shuffled_captions(prompts, seed)
+    rows.append(_row("model, shuffled captions", first, shuffled, readings[first]))
+    training = training_scenes(model)
+    controls = _control_videos(model, sampling, compute, prompts, made[first], training, seed, progress)
+    control_readings = {name: _read_all(videos, fps, f"checking {name}", progress) for name, videos in controls.items()}
+    rows += [_row(name, first, prompts, of_control) for name, of_control in control_readings.items()]
+    return Benchmark(rows, _memorised(training, readings[first], control_readings["renderer"]), shown)
 
 
-def _control_rows(
+def read_collection(folder: Path, limit: int, progress: Progress) -> Row:
+    """Read a shapes collection's own files: what the checker says of real mp4 files of which all is known."""
+    prompts = list(read_scenes(folder).items())[:limit]
+    pairs = []
+    for number, (name, prompt) in enumerate(prompts, start=1):
+        video, fps = read_frames(folder / VIDEOS_FOLDER / name)
+        # a clip shows all its factors, whether its caption states them or not
+        shown = [obj.factors.only(HEADLINE) for obj in prompt.scene.objects]
+        pairs.append((replace(prompt, stated=tuple(shown)), read(video, fps)))
+        progress("checking", number, len(prompts))
+    return Row("files", "as rendered", score(pairs))
+
+
+def _asked(model: LoadedModel, num_prompts: int, splits: Sequence[str], seed: int) -> dict[str, list[Prompt]]:
+    """The prompts of each split. UsageError where the model or a split's name does not fit the benchmark."""
+    unknown = [name for name in splits if name not in SPLITS]
+    if unknown:
+        raise UsageError(f"--split {unknown[0]}: not a split; known: {', '.join(SPLITS)}")
+    data, frames = model.recipe.data, model.recipe.size.frames
+    if not is_shapes_collection(data.path):
+        raise UsageError(
+            f"metric shapes: {data.path} has no {SCENES_FILE}; this model was not trained on moving shapes "
+            "(make some with: reelwright shapes OUT)"
+        )
+    if frames < FEWEST_FRAMES:
+        raise UsageError(f"metric shapes: videos of {frames} frames; the checker needs at least {FEWEST_FRAMES}")
+    track = read_track(data.path)
+    return {
+        name: draw_prompts(name, num_prompts, seed, track, duration_seconds=frames / data.fps)  # pyright: ignore[reportArgumentType]
+        for name in splits
+    }
+
+
+def _generate(
+    bundle: Bundle,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
     model: LoadedModel,
     sampling: SamplingConfig,
     compute: Compute,
-    split: str,
+    stage: str,
+    progress: Progress,
+) -> list[np.ndarray]:
+    return generate_videos(
+        bundle, [prompt.caption for prompt in prompts], seeds, model.recipe.size, sampling, compute, batch_size=BATCH,
+        on_step=lambda done, total: progress(stage, done, total),
+    )  # fmt: skip
+
+
+def _read_all(videos: Sequence[np.ndarray], fps: float, stage: str, progress: Progress) -> list[Reading]:
+    readings = []
+    for number, video in enumerate(videos, start=1):
+        readings.append(read(video, fps))
+        progress(stage, number, len(videos))
+    return readings
+
+
+def _row(name: str, split: str, prompts: Sequence[Prompt], readings: Sequence[Reading]) -> Row:
+    return Row(name, split, score(zip(prompts, readings, strict=True)))
+
+
+def _control_videos(
+    model: LoadedModel,
+    sampling: SamplingConfig,
+    compute: Compute,
     prompts: list[Prompt],
     videos: list[np.ndarray],
-    readings: list[Reading],
+    training: list[Scene],
     seed: int,
     progress: Progress,
-) -> list[Row]:
+) -> dict[str, list[np.ndarray]]:
     """What the model's figure must be held against; the checker is broken where the renderer's row is below 99 %."""
     size, fps = model.recipe.size, model.recipe.data.fps
-    training = training_scenes(model)
     rendered = [render(prompt.scene, size, fps) for prompt in prompts]
-    nearest = [render(scene, size, fps) for scene in nearest_training_scenes(prompts, training, seed)]
-    untrained = generate_videos(
-        _untrained(model), [p.caption for p in prompts], list(range(len(prompts))), size, sampling, compute,
-        batch_size=BATCH, on_step=lambda done, total: progress("generating untrained", done, total),
-    )  # fmt: skip
-    sets: dict[str, Sequence[np.ndarray]] = {
+    nearest = nearest_training_scenes(prompts, training, seed)
+    seeds = list(range(len(prompts)))
+    untrained = _untrained(model)
+    return {
         "renderer": rendered,
         "renderer through codec": through_codec(model.bundle, rendered, compute),
-        "untrained model": untrained,
-        "nearest training clip": nearest,
+        "untrained model": _generate(
+            untrained, prompts, seeds, model, sampling, compute, "generating untrained", progress
+        ),
+        "nearest training clip": [render(scene, size, fps) for scene in nearest],
         **{f"model, {name}": [spoil(video, seed) for video in videos] for name, spoil in CONTROLS.items()},
     }
-    rows = [Row("model, shuffled captions", split, score(zip(shuffled_captions(prompts, seed), readings, strict=True)))]
-    for number, (name, made) in enumerate(sets.items(), start=1):
-        rows.append(Row(name, split, score((p, read(v, fps)) for p, v in zip(prompts, made, strict=True))))
-        progress("checking controls", number, len(sets))
-    return rows
 
 
 def training_scenes(model: LoadedModel) -> list[Scene]:
@@ -242,12 +268,8 @@ def through_codec(bundle: Bundle, videos: Sequence[np.ndarray], compute: Compute
     return result
 
 
-def _memorised(
-    model: LoadedModel, prompts: list[Prompt], readings: list[Reading], size: Size, fps: float
-) -> list[ScoreRow]:
+def _memorised(training: list[Scene], readings: list[Reading], fresh: list[Reading]) -> list[ScoreRow]:
     """Distance to the nearest training clip in state space, beside fresh renders of the same prompts."""
-    training = training_scenes(model)
-    fresh = [read(render(prompt.scene, size, fps), fps) for prompt in prompts]
     readable = sum(reading.trajectory is not None for reading in readings)
     base = {"row": "model", "split": "memorisation"}
     if not readable:

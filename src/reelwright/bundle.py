@@ -61,7 +61,10 @@ def draw(batch: Batch, objective: Objective, seed: int) -> Draws:
 
 
 # What of `data:` says which clips a fit may see; the split too, as held-out clips stay unseen.
-SOURCE_KEYS = ("path", "videos", "captions", "format", "only", "validation", "source_pattern")
+SOURCE_KEYS = (
+    "path", "videos", "captions", "format", "columns", "split", "only", "media", "partial",
+    "validation", "source_pattern",
+)  # fmt: skip
 
 
 def placed(recipe: Recipe) -> dict[str, Any]:

@@ -4,38 +4,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from reelwright.benchmark import HEADERS, Row, ScoreRow, is_shapes_collection, run_benchmark
+from reelwright import quality
+from reelwright.benchmark import HEADERS, Benchmark, ScoreRow, is_shapes_collection, read_collection, run_benchmark
 from reelwright.bundle import DenoisingLoss
-from reelwright.data.cache import Cache
-from reelwright.data.decode import read_window
-from reelwright.data.inspection import inspect
 from reelwright.generate import Compute, generate_videos
 from reelwright.heldout import held_out_loss
 from reelwright.loading import LoadedModel, load_model
+from reelwright.metrics.clip import ClipModel
+from reelwright.metrics.features import FeatureNetwork, build_features
 from reelwright.metrics.frames import mse, psnr
 from reelwright.metrics.statistics import mean_interval, wilson_interval
 from reelwright.prepare import open_prepared
+from reelwright.quality import Measured, Progress, Subjects, real_clips
 from reelwright.recipe import SamplingConfig
 from reelwright.report.run_page import write_run_page
 from reelwright.run import RunDirectory, finite
-from reelwright.shapes.checker import read
-from reelwright.shapes.files import read_scenes
 from reelwright.shapes.frozen import checker_hash
-from reelwright.shapes.scores import score
+from reelwright.training.checkpoint import MANIFEST
 from reelwright.training.devices import autocast
 from reelwright.types import UsageError
 from reelwright.video.sheet import contact_sheet, grid_sheet
-from reelwright.video.write import read_frames
 
-METRICS = ("shapes", "memorisation", "nearest", "heldout")
-Progress = Callable[[str, int, int], None]
-Table = tuple[str, list[str], list[list[str]]]  # title, headers, rows
+DEFAULT_CLIP = "openai/clip-vit-base-patch32"
+MODEL_FILES = ("recipe.yaml", MANIFEST, "model_index.json")  # a folder with one of these is a model, not videos
+SHOWN = 8  # videos on a contact sheet
 
 
 @dataclass(frozen=True)
@@ -47,22 +46,79 @@ class Settings:
     splits: tuple[str, ...] = ()
     seed: int = 0
     sampling: dict[str, Any] = field(default_factory=dict)
+    clip: str | None = None  # a CLIP's directory or hub id
+    features: str | None = None  # the network of the Frechet distance, as `features.build_features` takes it
+    real: Path | None = None  # a folder of real captioned clips, to hold a folder of videos against
+
+    def given(self) -> list[str]:
+        """The options that were set, as the command line names them."""
+        named = {"split": self.splits, **self.sampling, "clip": self.clip, "features": self.features, "real": self.real}
+        return [f"--{name}" for name, value in named.items() if value not in (None, ())]
 
 
 @dataclass
-class Result:
-    """What was measured, as score rows, printable tables, and notes on the conditions and files."""
+class Result(Measured):
+    """What was measured, and the conditions."""
 
-    rows: list[ScoreRow] = field(default_factory=list)
-    printed: list[Table] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
 
-    def tables(self) -> list[Table]:
-        return self.printed
+    def add(self, measured: Measured) -> None:
+        self.rows += measured.rows
+        self.tables += measured.tables
+        self.notes += measured.notes
+        self.per_video |= measured.per_video
 
     def to_json(self) -> dict[str, Any]:
-        return finite({"about": self.about, "scores": self.rows, "notes": self.notes})
+        return finite({"about": self.about, "scores": self.rows, "videos": self.per_video, "notes": self.notes})
+
+
+@dataclass
+class Subject:
+    """What is measured, a model or a folder; what several metrics need is made once, when the first asks for it."""
+
+    target: str
+    loaded: LoadedModel | None  # None: a folder of videos
+    metrics: tuple[str, ...]
+    settings: Settings
+    sampling: SamplingConfig
+    compute: Compute
+    progress: Progress
+
+    @property
+    def model(self) -> LoadedModel:
+        assert self.loaded is not None, "a metric that needs one was let through"
+        return self.loaded
+
+    @cached_property
+    def benchmark(self) -> Benchmark:
+        s = self.settings
+        return run_benchmark(self.model, self.sampling, self.compute, s.prompts, s.splits, s.seed, self.progress)
+
+    @cached_property
+    def videos(self) -> Subjects:
+        s = self.settings
+        if self.loaded is None:
+            return quality.folder_subjects(Path(self.target), s.real, s.prompts, self.progress)
+        return quality.model_subjects(self.loaded, self.sampling, self.compute, s.prompts, s.seed, self.progress)
+
+    @cached_property
+    def clip(self) -> ClipModel | None:
+        """The CLIP that was named, or the usual one where its score is asked for."""
+        source = self.settings.clip or (DEFAULT_CLIP if "clip" in self.metrics else None)
+        return None if source is None else quality.load_clip(source, self.compute.device)
+
+    @cached_property
+    def network(self) -> FeatureNetwork | None:
+        source = self.settings.features
+        return None if source is None else build_features(source, self.compute.device)
+
+    @cached_property
+    def run(self) -> RunDirectory | None:
+        """The run directory a checkpoint belongs to; None for random weights, single checkpoints and folders."""
+        if self.loaded is None or self.loaded.step is None:
+            return None
+        path = Path(self.loaded.origin)
+        return RunDirectory.open(path.parent.parent) if path.parent.name == "checkpoints" else None
 
 
 def run_evaluate(
@@ -73,42 +129,88 @@ def run_evaluate(
     raw: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Result:
-    """Measure a model (scores go into its run directory as well) or a folder of rendered shapes.
+    """Measure a model (scores go into its run directory as well) or a folder of captioned videos.
 
-    UsageError for an unknown metric, or one that does not fit what the model was trained on.
+    UsageError for an unknown metric, one that does not fit what is measured, or an option that would have no effect.
     """
     if not settings.metrics:
         raise UsageError(f"--metrics: none is given; known: auto, {', '.join(METRICS)}")
     unknown = [name for name in settings.metrics if name not in (*METRICS, "auto")]
     if unknown:
         raise UsageError(f"--metrics {unknown[0]}: not a metric; known: auto, {', '.join(METRICS)}")
-    if is_shapes_collection(Path(target)):
-        if other := set(settings.metrics) - {"auto", "shapes"}:
-            raise UsageError(f"metric {other.pop()}: needs a model; {target} is a folder of rendered shapes")
-        return _evaluate_folder(Path(target), settings, progress)
-    model = load_model(target, checkpoint, raw)
+    path = Path(target)
+    is_folder = path.is_dir() and not any((path / name).is_file() for name in MODEL_FILES)
+    if is_folder and (checkpoint is not None or raw):
+        option = "--raw" if checkpoint is None else f"--checkpoint {checkpoint}"
+        raise UsageError(f"{option}: {target} is a folder of videos, not a model; leave it out")
+    model = None if is_folder else load_model(target, checkpoint, raw)
+    data = path if model is None else model.recipe.data.path
+    metrics = _chosen(settings, data, is_folder, target)
     overrides = {name: value for name, value in settings.sampling.items() if value is not None}
-    sampling = SamplingConfig.parse(model.recipe.sampling.plain() | overrides, origin="evaluate")
-    metrics = settings.metrics
-    if "auto" in metrics:
-        shapes = is_shapes_collection(model.recipe.data.path)
-        metrics = ("shapes", "memorisation", "heldout") if shapes else ("nearest", "heldout")
-    result = Result(notes=list(model.warnings), about=_conditions(model, sampling, compute, settings))
+    own = SamplingConfig() if model is None else model.recipe.sampling
+    sampling = SamplingConfig.parse(own.plain() | overrides, origin="evaluate")
+    subject = Subject(target, model, metrics, settings, sampling, compute, progress)
+    _ = subject.clip, subject.network  # what cannot be loaded is told before anything is generated
     started = time.perf_counter()
-    if {"shapes", "memorisation"} & set(metrics):
-        _measure_shapes(model, sampling, compute, settings, set(metrics), result, progress)
-    if "nearest" in metrics:
-        _measure_nearest(model, sampling, compute, settings, result, progress)
-    if "heldout" in metrics:
-        _measure_held_out(model, compute, result)
+    result = Result(notes=[] if model is None else list(model.warnings), about=_conditions(subject))
+    for name, metric in METRICS.items():
+        if name in metrics:
+            result.add(metric.measure(subject))
+    if "videos" in subject.__dict__:  # they were needed
+        _describe_videos(subject, result)
     result.about["minutes"] = round((time.perf_counter() - started) / 60, 2)
     result.notes.append(conditions_line(result.about))
-    run = _run_of(model)
-    if run is not None:
-        run.write_scores(_with_earlier(run, result), conditions_line(result.about))
-        write_run_page(run)
-        result.notes.append(f"scores: {run.scores_path}; report: {run.report_path}")
+    if subject.run is not None:
+        subject.run.write_scores(_with_earlier(subject.run, result), conditions_line(result.about))
+        write_run_page(subject.run)
+        result.notes.append(f"scores: {subject.run.scores_path}; report: {subject.run.report_path}")
     return result
+
+
+def _chosen(settings: Settings, data: Path, is_folder: bool, target: str) -> tuple[str, ...]:
+    """The metrics asked for. UsageError where one does not fit, or an option has no effect on any of them."""
+    metrics, shapes = settings.metrics, is_shapes_collection(data)
+    if "auto" in metrics:
+        auto = ("shapes", "memorisation", "heldout", "speed") if shapes else ("nearest", "heldout", "speed")
+        if is_folder:
+            auto = ("shapes",) if shapes else ("temporal",)
+        metrics = (*auto, *(name for name in metrics if name != "auto"))
+    for name in metrics:
+        if is_folder and METRICS[name].needs_model:
+            raise UsageError(f"metric {name}: needs a model; {target} is a folder of videos")
+        if is_folder and name == "shapes" and not shapes:
+            raise UsageError(f"metric shapes: {target} has no scenes.json, so it is no shapes collection")
+    for option in settings.given():
+        if (option == "--real" and not is_folder) or (is_folder and option in MODEL_OPTIONS):
+            kind = "a folder of videos" if is_folder else "a model, whose real clips are those of its recipe"
+            raise UsageError(f"{option}: has no effect, {target} is {kind}; leave it out")
+        if not any(option in METRICS[name].options for name in metrics):
+            fitting = [name for name, metric in METRICS.items() if option in metric.options]
+            raise UsageError(
+                f"{option}: has no effect on --metrics {','.join(metrics)}; it is for {', '.join(fitting)}"
+            )
+    if "fvd" in metrics:
+        if settings.features is None:
+            raise UsageError("metric fvd: name its feature network: --features i3d:PATH, clip:MODEL or videomae:MODEL")
+        if is_folder and settings.real is None:
+            raise UsageError(f"metric fvd: {target} is a folder of videos; name the real ones: --real FOLDER")
+    if "temporal" in metrics:  # never without the dynamic degree, which its table holds
+        metrics = tuple(name for name in metrics if name != "dynamic")
+    return metrics
+
+
+def _describe_videos(subject: Subject, result: Result) -> None:
+    """What the shared set of videos was, and a look at it where no other metric shows one."""
+    videos = subject.videos
+    n = " and ".join(f"{len(one.videos)} {'made' if one is videos.made else 'real'}" for one in videos.sets)
+    result.notes.append(f"videos: {n}, {videos.size} at {videos.fps:g} fps; prompts: {videos.split}")
+    result.notes += videos.notes
+    if videos.real is None:
+        result.notes.append("no row of real clips: name a folder of them with --real FOLDER")
+    if subject.run is not None and videos.real is not None and not {"shapes", "nearest"} & set(subject.metrics):
+        sheet = subject.run.evaluation_sheet
+        grid_sheet(videos.real.videos[:SHOWN], videos.made.videos[:SHOWN], videos.made.captions[:SHOWN], sheet)
+        result.notes.append(f"contact sheet, real above generated: {sheet}")
 
 
 def _with_earlier(run: RunDirectory, result: Result) -> list[ScoreRow]:
@@ -120,93 +222,79 @@ def _with_earlier(run: RunDirectory, result: Result) -> list[ScoreRow]:
     return new + earlier
 
 
-def _conditions(model: LoadedModel, sampling: SamplingConfig, compute: Compute, settings: Settings) -> dict[str, Any]:
+def _conditions(subject: Subject) -> dict[str, Any]:
     """What every table prints: machine, size of the model, what it saw, how it was sampled."""
-    train = model.recipe.train
-    parameters = sum(p.numel() for p in DenoisingLoss(model.bundle).parameters())
+    compute, model, sampling = subject.compute, subject.loaded, subject.sampling
+    about: dict[str, Any] = {"device": str(compute.device), "checker_sha256": checker_hash()}
+    about |= {"metrics": list(subject.metrics), "prompts": subject.settings.prompts, "seed": subject.settings.seed}
+    if model is None:
+        return {"folder": subject.target, **about}
     return {
         "model": model.origin,
         "model_sha256": model.weights_sha256,
-        "device": str(compute.device),
+        **about,
         "precision": compute.precision,
-        "parameters": parameters,
+        "parameters": sum(p.numel() for p in DenoisingLoss(model.bundle).parameters()),
         "steps_trained": model.step,
         "minutes_trained": round(model.seconds / 60, 1),
-        "clips_seen": (model.step or 0) * train.batch_size,
+        "clips_seen": (model.step or 0) * model.recipe.train.batch_size,
         "sampler": sampling.sampler,
         "sampler_steps": sampling.steps,
         "guidance": sampling.guidance,
-        "prompts": settings.prompts,
-        "seed": settings.seed,
-        "checker_sha256": checker_hash(),
     }
 
 
 def conditions_line(about: dict[str, Any]) -> str:
+    end = f"measured for {about['minutes']:.1f} minutes; checker {about['checker_sha256'][:8]}"
+    if "model" not in about:
+        return f"{about['folder']} measured on {about['device']}, seed {about['seed']}; {end}"
     return (
         f"measured on {about['device']} in {about['precision']}: {about['parameters']:,} parameters, "
         f"{about['steps_trained']} steps, {about['clips_seen']:,} clips seen; {about['sampler']} "
         f"{about['sampler_steps']} steps, guidance {about['guidance']:g}, seed {about['seed']}; trained for "
-        f"{about['minutes_trained']:.1f} minutes, measured for {about['minutes']:.1f}; "
-        f"checker {about['checker_sha256'][:8]}"
+        f"{about['minutes_trained']:.1f} minutes, {end}"
     )
 
 
-def _measure_shapes(
-    model: LoadedModel,
-    sampling: SamplingConfig,
-    compute: Compute,
-    settings: Settings,
-    metrics: set[str],
-    result: Result,
-    progress: Progress,
-) -> None:
-    benchmark = run_benchmark(model, sampling, compute, settings.prompts, settings.splits, settings.seed, progress)
-    if "shapes" in metrics:
-        result.rows += [figure for row in benchmark.rows for figure in row.figures()]
-        result.printed.append(("moving shapes", HEADERS, [row.cells() for row in benchmark.rows]))
-        speed = {"row": "model", "metric": "generation (frames/s)", "value": round(benchmark.frames_per_second, 2)}
-        result.rows.append(speed)
-        result.notes.append(f"generation: {benchmark.frames_per_second:.1f} frames/s")
-    if "memorisation" in metrics:
-        result.rows += benchmark.memorised
-        rows = [[r["row"], r["metric"], f"{r['value']:.3f}", str(r["n"])] for r in benchmark.memorised]
-        result.printed.append(("memorisation", ["row", "metric", "value", "n"], rows))
-    run = _run_of(model)
-    if run is not None:
-        sheet = run.evaluation_sheet
+def _shapes(subject: Subject) -> Measured:
+    """The moving-shapes benchmark of a model; of a rendered folder, what the checker says of its own files."""
+    if subject.loaded is None:
+        row = read_collection(Path(subject.target), subject.settings.prompts, subject.progress)
+        return Measured(row.figures(), [(f"moving shapes in {subject.target}", HEADERS, [row.cells()])])
+    benchmark = subject.benchmark
+    rows = [figure for row in benchmark.rows for figure in row.figures()]
+    result = Measured(rows, [("moving shapes", HEADERS, [row.cells() for row in benchmark.rows])])
+    if subject.run is not None:
+        sheet = subject.run.evaluation_sheet
         contact_sheet([video for video, _ in benchmark.shown], [label for _, label in benchmark.shown], sheet)
         result.notes.append(f"contact sheet: {sheet}")
+    return result
 
 
-def _measure_nearest(
-    model: LoadedModel,
-    sampling: SamplingConfig,
-    compute: Compute,
-    settings: Settings,
-    result: Result,
-    progress: Progress,
-) -> None:
+def _memorisation(subject: Subject) -> Measured:
+    figures = subject.benchmark.memorised
+    rows = [[r["row"], r["metric"], f"{r['value']:.3f}", str(r["n"])] for r in figures]
+    return Measured(figures, [("memorisation", ["row", "metric", "value", "n"], rows)])
+
+
+def _nearest(subject: Subject) -> Measured:
     """Does each caption bring back its own clip? Nearest by pixel MSE among the training clips, and PSNR to its own."""
-    recipe = model.recipe
-    inspection = inspect(recipe.data, Cache(recipe.cache_dir))
-    trained = {sample.clip for sample in open_prepared(recipe).training.samples.values()}
-    samples = [s for s in inspection.samples if s.window == 0 and s.size == recipe.size and s.clip.id in trained]
-    samples = samples[: settings.prompts]
-    if len(samples) < 2:
+    model, seed = subject.model, subject.settings.seed
+    found, notes = real_clips(model.recipe, "train", subject.settings.prompts, subject.progress)
+    if len(found) < 2:
         raise UsageError("metric nearest: needs at least two training clips of the recipe's size")
-    clips = [read_window(s.clip.video, s.size, recipe.data.fps, s.start_seconds, inspection.info(s)) for s in samples]
+    samples, clips = [sample for sample, _ in found], [frames for _, frames in found]
     captions = [s.clip.captions[0] for s in samples]
     videos = generate_videos(
-        model.bundle, captions, [settings.seed] * len(samples), recipe.size, sampling, compute,
-        on_step=lambda done, total: progress("generating", done, total),
+        model.bundle, captions, [seed] * len(samples), model.recipe.size, subject.sampling, subject.compute,
+        on_step=lambda done, total: subject.progress("generating", done, total),
     )  # fmt: skip
     errors = np.array([[mse(video, clip) for clip in clips] for video in videos])  # videos clips
     hits = errors.argmin(axis=1) == np.arange(len(clips))
     decibels = [psnr(video, clip) for video, clip in zip(videos, clips, strict=True)]
     low, high = wilson_interval(int(hits.sum()), len(hits))
     psnr_low, psnr_high = mean_interval(decibels)
-    result.rows += [
+    figures: list[ScoreRow] = [
         {"row": "model", "split": "train", "metric": "own clip is nearest", "value": float(hits.mean()), "low": low,
          "high": high, "n": len(hits)},
         {"row": "chance", "split": "train", "metric": "own clip is nearest", "value": 1 / len(hits), "low": None,
@@ -214,20 +302,21 @@ def _measure_nearest(
         {"row": "model", "split": "train", "metric": "PSNR to own clip (dB)", "value": float(np.mean(decibels)),
          "low": psnr_low, "high": psnr_high, "n": len(hits)},
     ]  # fmt: skip
-    rows = [
+    cells = [
         [s.clip.id, f"{value:.2f}", "yes" if hit else f"no: {samples[int(errors[i].argmin())].clip.id}"]
         for i, (s, value, hit) in enumerate(zip(samples, decibels, hits, strict=True))
     ]
     title = f"nearest clip: {hits.sum()} of {len(hits)} their own, mean PSNR {np.mean(decibels):.2f} dB"
-    result.printed.append((title, ["clip", "PSNR dB", "nearest is its own"], rows))
-    run = _run_of(model)
-    if run is not None:
+    result = Measured(figures, [(title, ["clip", "PSNR dB", "nearest is its own"], cells)], notes)
+    if subject.run is not None:
         labels = [f"{caption} ({value:.1f} dB)" for caption, value in zip(captions, decibels, strict=True)]
-        grid_sheet(clips, videos, labels, run.evaluation_sheet)
-        result.notes.append(f"contact sheet, original above generated: {run.evaluation_sheet}")
+        grid_sheet(clips, videos, labels, subject.run.evaluation_sheet)
+        result.notes.append(f"contact sheet, original above generated: {subject.run.evaluation_sheet}")
+    return result
 
 
-def _measure_held_out(model: LoadedModel, compute: Compute, result: Result) -> None:
+def _held_out(subject: Subject) -> Measured:
+    model, compute = subject.model, subject.compute
     recipe = model.recipe
     prepared = open_prepared(recipe)
     manifest = prepared.manifest
@@ -252,31 +341,50 @@ def _measure_held_out(model: LoadedModel, compute: Compute, result: Result) -> N
     }  # fmt: skip
     if row["split"] == "train":
         row["metric"] = "fixed-noise loss on training clips (none is held out)"
-    result.rows.append(row)
     cells = [row["metric"], f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]", str(row["n"])]
-    result.printed.append(("loss at fixed noise and timestep quantiles", ["metric", "value", "clips"], [cells]))
+    return Measured([row], [("loss at fixed noise and timestep quantiles", ["metric", "value", "clips"], [cells])])
 
 
-def _evaluate_folder(folder: Path, settings: Settings, progress: Progress) -> Result:
-    """Read a shapes collection's own files: what the checker says of real mp4 files of which all is known."""
-    prompts = list(read_scenes(folder).items())[: settings.prompts]
-    pairs = []
-    for number, (name, prompt) in enumerate(prompts, start=1):
-        video, fps = read_frames(folder / "videos" / name)
-        # a clip shows all its factors, whether its caption states them or not
-        shown = [obj.factors.only(("shape", "colour", "motion")) for obj in prompt.scene.objects]
-        pairs.append((replace(prompt, stated=tuple(shown)), read(video, fps)))
-        progress("checking", number, len(prompts))
-    row = Row("files", "as rendered", score(pairs))
-    return Result(
-        rows=row.figures(), printed=[(f"moving shapes in {folder}", HEADERS, [row.cells()])],
-        about={"folder": str(folder), "checker_sha256": checker_hash()},
-    )  # fmt: skip
+def _clip(subject: Subject) -> Measured:
+    assert subject.clip is not None, "the usual CLIP stands in where none is named"
+    return quality.measure_clip(subject.videos, subject.clip, subject.settings.seed, subject.progress)
 
 
-def _run_of(model: LoadedModel) -> RunDirectory | None:
-    """The run directory a checkpoint belongs to; None for random weights and single checkpoints."""
-    path = Path(model.origin)
-    if model.step is None or path.parent.name != "checkpoints":
-        return None
-    return RunDirectory.open(path.parent.parent)
+def _temporal(subject: Subject, whole: bool = True) -> Measured:
+    device, seed = subject.compute.device, subject.settings.seed
+    return quality.measure_temporal(
+        subject.videos, subject.clip if whole else None, device, seed, subject.progress, whole
+    )
+
+
+def _frechet(subject: Subject) -> Measured:
+    assert subject.network is not None, "checked before anything is generated"
+    return quality.measure_frechet(subject.videos, subject.network, subject.settings.seed, subject.progress)
+
+
+def _speed(subject: Subject) -> Measured:
+    return quality.measure_speed(subject.model, subject.sampling, subject.compute, subject.progress)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How it is measured, whether it needs a model, and which options of the command line it heeds."""
+
+    measure: Callable[[Subject], Measured]
+    needs_model: bool
+    options: tuple[str, ...] = ()
+
+
+MODEL_OPTIONS = ("--steps", "--guidance", "--sampler", "--split")
+SAMPLING = MODEL_OPTIONS[:3]
+METRICS = {  # in the order they are measured and printed
+    "shapes": Metric(_shapes, False, MODEL_OPTIONS),
+    "memorisation": Metric(_memorisation, True, MODEL_OPTIONS),
+    "nearest": Metric(_nearest, True, SAMPLING),
+    "clip": Metric(_clip, False, (*SAMPLING, "--clip", "--real")),
+    "temporal": Metric(_temporal, False, (*SAMPLING, "--clip", "--real")),
+    "dynamic": Metric(partial(_temporal, whole=False), False, (*SAMPLING, "--real")),
+    "fvd": Metric(_frechet, False, (*SAMPLING, "--features", "--real")),
+    "heldout": Metric(_held_out, True),
+    "speed": Metric(_speed, True, SAMPLING),
+}

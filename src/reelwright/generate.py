@@ -17,7 +17,7 @@ from reelwright import __version__
 from reelwright.diffusion.guidance import guided, make_denoise
 from reelwright.diffusion.sampler import SAMPLERS, sample_times
 from reelwright.loading import LoadedModel
-from reelwright.models.codec import video_to_pixels
+from reelwright.models.codec import pixels_to_video, video_to_pixels
 from reelwright.randomness import keyed_generator, keyed_normal
 from reelwright.recipe import SamplingConfig
 from reelwright.training.config import Precision
@@ -69,14 +69,35 @@ def sample_latents(
     compute: Compute,
     on_step: Progress | None = None,
 ) -> Tensor:
-    """Latents `b c f h w` of one batch. Each video's noise depends on its own seed alone, never on the batch."""
+    """Latents `b c f h w` of one batch, from pure noise. Each video's depends on its own seed alone, not the batch."""
     shape = (bundle.codec.channels, *latent_size.tuple)
-    device = compute.device
-    x = torch.stack([keyed_normal(shape, seed, "latents") for seed in seeds]).to(device)
+    noise = torch.stack([keyed_normal(shape, seed, "latents") for seed in seeds])
     generators = [keyed_generator(seed, "sampler") for seed in seeds]
 
     def draw_noise() -> Tensor:
-        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+        return torch.stack([torch.randn(shape, generator=g) for g in generators])
+
+    times = sample_times(sampling.steps, grid=bundle.objective.schedule.grid)
+    return denoise_latents(bundle, noise, times, positive, negative, sampling, compute, draw_noise, on_step)
+
+
+@torch.no_grad()
+def denoise_latents(
+    bundle: Bundle,
+    x: Tensor,
+    times: Tensor,
+    positive: Text,
+    negative: Text,
+    sampling: SamplingConfig,
+    compute: Compute,
+    draw_noise: Callable[[], Tensor],
+    on_step: Progress | None = None,
+) -> Tensor:
+    """x_t at times[0], float32 `b c f h w`, walked down `times` (see `sample_times`) to latents on the device.
+
+    `sampling.steps` is not looked at: `times` says how many. `draw_noise()` is standard normal, of x's shape.
+    """
+    device = compute.device
 
     def denoiser(x_t: Tensor, t: Tensor, cond: Text) -> Tensor:
         with autocast(device, compute.precision):
@@ -92,12 +113,21 @@ def sample_latents(
         interval=sampling.guidance_interval,
     )
     denoise = make_denoise(predict, bundle.objective)
-    times = sample_times(sampling.steps, grid=bundle.objective.schedule.grid)
     latents = SAMPLERS[sampling.sampler](
-        denoise, x, times, bundle.objective.schedule, draw_noise=draw_noise, on_step=on_step
+        denoise, x.to(device), times, bundle.objective.schedule, draw_noise=draw_noise, on_step=on_step
     )
     if compute.offload:
         _place(bundle.denoiser, torch.device("cpu"))
+    return latents
+
+
+@torch.no_grad()
+def encode_video(bundle: Bundle, frames: np.ndarray, compute: Compute) -> Tensor:
+    """uint8 `f h w c` of a size that fits the codec -> latents `1 c f h w` on the device: the posterior's mean."""
+    _place(bundle.codec, compute.device)
+    latents = bundle.codec.encode(pixels_to_video(torch.from_numpy(frames[None]).to(compute.device))).mean.float()
+    if compute.offload:
+        _place(bundle.codec, torch.device("cpu"))
     return latents
 
 
@@ -181,7 +211,13 @@ class Request:
 
     @classmethod
     def from_recipe(cls, recipe: dict[str, Any], path: Path) -> Request:
-        """The request that made a clip, from the recipe in its metadata."""
+        """The request that made a clip, from the recipe in its metadata. UsageError where another command made it."""
+        if "command" in recipe:
+            raise UsageError(
+                f"{path}: not generated from a prompt alone, but made of {recipe.get('input')} by `reelwright "
+                f"{recipe['command']}` (strength {recipe.get('strength')}, seed {recipe.get('seed')}); its recipe "
+                "holds every setting: run that command again on the same input"
+            )
         try:
             return cls(
                 prompts=(recipe["prompt"],),
@@ -211,7 +247,7 @@ def run_generate(
         raise UsageError(f"--format {suffix} contradicts --out {out}; leave one of them out")
     fitting_latent_size(model.bundle, size)
     paths = output_paths(out, suffix or "mp4", jobs)
-    _check_target(paths[0], fps)
+    check_target(paths[0], fps)
     videos: list[np.ndarray] = []
     for number, ((prompt, seed), path) in enumerate(zip(jobs, paths, strict=True)):
 
@@ -232,7 +268,7 @@ def run_generate(
     return paths
 
 
-def _check_target(path: Path, fps: float) -> None:
+def check_target(path: Path, fps: float) -> None:
     """UsageError where the first file could not be written: told before the sampling, not after it."""
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"{path}: unknown video format '{path.suffix}'; use one of {', '.join(FORMATS)}")

@@ -1,15 +1,65 @@
-"""MODEL, as every command takes it -> a Bundle with its weights."""
+"""MODEL, as every command takes it -> a Bundle with its weights.
+
+A model on disk is first read and verified (`open_model`), then built (`load_model`); exporting needs only the first.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from reelwright.bundle import DenoisingLoss, build_bundle
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from reelwright.bundle import build_bundle
+from reelwright.config import MAX_YAML_BYTES, parse_yaml
+from reelwright.models.exported import (
+    INDEX,
+    MAX_INDEX_BYTES,
+    METADATA_KEY,
+    PARTS,
+    RECIPE,
+    TOKENIZER,
+    DataSummary,
+    ModelIndex,
+    Origin,
+    check_weights,
+    read_index,
+    read_tensors,
+    tensors_entry,
+    text_entry,
+    verify_files,
+    weights_of,
+)
 from reelwright.recipe import Recipe
 from reelwright.run import RunDirectory
 from reelwright.training import checkpoint as checkpoints
 from reelwright.types import Bundle, UsageError, UserError
+
+GROUPS = dict(zip(PARTS, ("model", "text", "codec"), strict=True))  # part -> its group in the recipe
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model as it lies on disk: verified, not built."""
+
+    path: str
+    recipe: Recipe
+    origin: Origin
+    tensors: Mapping[str, dict[str, Tensor]]  # [part][name]: the weights this project made
+    sources: Mapping[str, str]  # part -> the file of its weights, for messages
+    tokenizer: str | None
+    folders: Mapping[str, Path] = field(default_factory=dict)  # part -> its copy, where it was made elsewhere
+    data: DataSummary | None = None
+    scores: tuple[dict[str, Any], ...] = ()
+    conditions: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -26,26 +76,64 @@ class LoadedModel:
 
 
 def load_model(model: str, checkpoint: str | None = None, raw: bool = False) -> LoadedModel:
-    """MODEL as the command line takes it: a run directory, one of its checkpoints, or a recipe.
+    """MODEL as the command line takes it: a run directory, one of its checkpoints, an exported model, or a recipe.
 
     A run means its averaged weights (`raw`: the last weights instead) at the best checkpoint if one is tracked, else
     at the newest valid one. `checkpoint` names another: a step number or a checkpoint's name.
     """
     path = Path(model)
-    is_run = (path / "recipe.yaml").is_file() and not (path / checkpoints.MANIFEST).is_file()
+    if path.suffix in (".yaml", ".yml") and path.is_file() and checkpoint is None:
+        return _load_recipe(path)
+    with open_model(model, checkpoint, raw) as stored:
+        return _build(stored)
+
+
+@contextmanager
+def open_model(model: str, checkpoint: str | None = None, raw: bool = False) -> Iterator[StoredModel]:
+    """What `load_model` builds. A frozen part's `folders` last as long as the context."""
+    path = Path(model)
+    is_checkpoint, is_exported = (path / checkpoints.MANIFEST).is_file(), (path / INDEX).is_file()
+    is_run = (path / RECIPE).is_file() and not (is_checkpoint or is_exported)
     if checkpoint is not None and path.exists() and not is_run:
         raise UsageError(f"--checkpoint {checkpoint}: '{model}' is not a run directory, so it has no choice of them")
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return _load_recipe(path)
-    if (path / checkpoints.MANIFEST).is_file():
-        return _load_checkpoint(path, raw, ())
-    if is_run:
+    if is_checkpoint:
+        yield _read_checkpoint(path, raw, ())
+    elif is_exported:
+        yield _read_directory(path, raw)
+    elif path.suffix == ".safetensors" and path.is_file():
+        with tempfile.TemporaryDirectory(prefix="reelwright-") as scratch:
+            yield _read_file(path, raw, Path(scratch))
+    elif is_run:
         chosen, warnings = _choose_checkpoint(path, checkpoint)
-        return _load_checkpoint(chosen, raw, warnings)
-    raise UsageError(
-        f"'{model}': not a model; give a run directory (it holds recipe.yaml and checkpoints/), "
-        "one of its checkpoints, or a recipe (*.yaml, for random weights)"
-    )
+        yield _read_checkpoint(chosen, raw, warnings)
+    else:
+        raise UsageError(
+            f"'{model}': not a model; give a run directory (it holds recipe.yaml and checkpoints/), one of its "
+            "checkpoints, an exported directory or .safetensors file, or a recipe (*.yaml, for random weights)"
+        )
+
+
+def is_frozen(recipe: Recipe, part: str) -> bool:
+    """Whether a part was made elsewhere and only read here."""
+    return part != "denoiser" and "model" in type(getattr(recipe, GROUPS[part])).model_fields
+
+
+def local_recipe(recipe: Recipe, folders: Mapping[str, Path]) -> Recipe:
+    """The recipe with its frozen parts taken from `folders`."""
+    groups = {}
+    for part, folder in folders.items():
+        group = getattr(recipe, GROUPS[part])
+        subfolders = {name: "" for name in type(group).model_fields if name.endswith("subfolder")}
+        groups[GROUPS[part]] = group.model_copy(update={"model": str(folder), **subfolders})
+    return recipe.model_copy(update=groups)
+
+
+def class_of(recipe: Recipe, part: str) -> tuple[str, str]:
+    """Library and class of a part, as the index names them."""
+    return "reelwright", type(getattr(recipe, GROUPS[part])).__name__.removesuffix("Config")
+
+
+# -- a run and its checkpoints
 
 
 def _choose_checkpoint(run_path: Path, name: str | None) -> tuple[Path, tuple[str, ...]]:
@@ -61,7 +149,8 @@ def _choose_checkpoint(run_path: Path, name: str | None) -> tuple[Path, tuple[st
     if newest is None:
         reasons = "; ".join(passed_over) or "none has been saved yet"
         raise UsageError(f"{run_path}: no usable checkpoint ({reasons}); train it with: reelwright train RECIPE")
-    best = checkpoints.load_checkpoint(newest, stems=()).state.best_step
+    state = newest / "state.json"  # verified just now; hashing gigabytes again would tell nothing new
+    best = json.loads(state.read_text(encoding="utf-8")).get("best_step") if state.is_file() else None
     if best is not None:
         try:
             checkpoints.verify_checkpoint(folder / checkpoints.name_of(best))
@@ -72,26 +161,179 @@ def _choose_checkpoint(run_path: Path, name: str | None) -> tuple[Path, tuple[st
     return newest, tuple(passed_over)
 
 
-def _load_checkpoint(path: Path, raw: bool, warnings: tuple[str, ...]) -> LoadedModel:
+def _read_checkpoint(path: Path, raw: bool, warnings: tuple[str, ...]) -> StoredModel:
     stem = "model" if raw or not (path / "ema.safetensors").exists() else "ema"
-    loaded = checkpoints.load_checkpoint(path, stems=(stem, "codec"))
-    recipe = Recipe.load(path / "recipe.yaml")
-    tokenizer_path = path / "tokenizer.json"
-    tokenizer = tokenizer_path.read_text(encoding="utf-8") if tokenizer_path.exists() else None
-    if recipe.text.type == "native" and tokenizer is None:
-        raise UserError(f"{tokenizer_path}: missing, and the text encoder cannot be used without it")
+    weights = path / f"{stem}.safetensors"
     try:
-        bundle = build_bundle(recipe, loaded.tensors.get("codec", {}), tokenizer)
-    except RuntimeError as error:
-        raise UserError(f"{path / 'codec.safetensors'} does not fit its recipe: {error}") from None
-    result = DenoisingLoss(bundle).load_state_dict(loaded.tensors[stem], strict=False)
-    if result.missing_keys or result.unexpected_keys:
+        loaded = checkpoints.load_checkpoint(path, stems=(stem, "codec"))
+    except SafetensorError as error:
+        raise UserError(f"{path}: its tensors cannot be read ({error}); use another checkpoint") from None
+    if stem not in loaded.tensors:
+        raise UserError(f"{weights}: missing; use another checkpoint")
+    tokenizer = path / "tokenizer.json"
+    origin = Origin(
+        step=loaded.state.step,
+        weights="averaged" if stem == "ema" else "last",
+        weights_sha256=loaded.manifest["files"][weights.name]["sha256"],
+        seconds=loaded.state.seconds,
+        data_sha256=loaded.state.data_sha256,
+        versions=loaded.manifest["versions"],
+    )
+    return StoredModel(
+        path=str(path),
+        recipe=Recipe.load(path / RECIPE),
+        origin=origin,
+        tensors=_by_part(loaded.tensors[stem], weights) | {"codec": loaded.tensors.get("codec", {})},
+        sources={
+            "denoiser": str(weights), "text": str(weights), "codec": str(path / "codec.safetensors"),
+            "tokenizer": str(tokenizer),
+        },
+        tokenizer=tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None,
+        warnings=warnings,
+    )  # fmt: skip
+
+
+def _by_part(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, Tensor]]:
+    """{'text.norm.bias': ...} -> {'text': {'norm.bias': ...}}."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, inner = name.partition(".")
+        if part not in GROUPS:
+            raise UserError(f"{path} does not fit its recipe: unexpected ['{name}']")
+        parts.setdefault(part, {})[inner] = tensor
+    return parts
+
+
+# -- an exported model
+
+
+def _read_directory(path: Path, raw: bool) -> StoredModel:
+    place = path / INDEX
+    if place.stat().st_size > MAX_INDEX_BYTES:
+        raise UserError(f"{place}: larger than {MAX_INDEX_BYTES} bytes; it is no index of ours")
+    try:
+        text = place.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{place}: cannot be read ({error}); export the model again") from None
+    index = read_index(text, str(place))
+    verify_files(path, index)
+    recipe = Recipe.load(path / RECIPE)
+    tensors, folders = {}, {}
+    for part in GROUPS:
+        if is_frozen(recipe, part):
+            if f"{part}/config.json" in index.files:
+                folders[part] = path / part
+                check_weights(weights_of(index, part, path))  # the libraries' own messages name no file
+        elif f"{part}/model.safetensors" in index.files:
+            tensors[part] = read_tensors(path / part / "model.safetensors")
+    tokenizer = None
+    if TOKENIZER in index.files and "text" not in folders:
+        tokenizer = (path / TOKENIZER).read_text(encoding="utf-8", errors="replace")
+    sources = {part: str(path / part / "model.safetensors") for part in GROUPS} | {"tokenizer": str(path / TOKENIZER)}
+    return _exported(str(path), index, recipe, tensors, sources, tokenizer, folders, raw)
+
+
+def _read_file(path: Path, raw: bool, scratch: Path) -> StoredModel:
+    check_weights(path)
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get(METADATA_KEY)
+    if text is None:
         raise UsageError(
-            f"{path / stem}.safetensors does not fit its recipe: missing {result.missing_keys[:3]}, "
-            f"unexpected {result.unexpected_keys[:3]}"
+            f"{path}: holds tensors but not the model they belong to; give a file that "
+            "`reelwright export --format safetensors` made"
         )
-    sha256 = loaded.manifest["files"][f"{stem}.safetensors"]["sha256"]
-    return LoadedModel(bundle, recipe, str(path), loaded.state.step, sha256, loaded.state.seconds, warnings)
+    index = read_index(text, str(path))
+    tensors = _by_part(read_tensors(path), path)
+    for name, entry in index.files.items():
+        if name in index.texts:
+            found = text_entry(index.texts[name])
+        else:
+            found = tensors_entry(tensors.get(name.partition("/")[0], {}))
+        if found != entry:
+            raise UserError(f"{path}: its {name} is damaged or changed; copy the file anew or export the model again")
+    if RECIPE not in index.texts or (strange := set(index.texts) - set(index.files)):
+        raise UserError(f"{path}: its index does not name {RECIPE if RECIPE not in index.texts else strange}")
+    recipe = Recipe.parse(_mapping(index.texts[RECIPE], f"{path}, {RECIPE}"), origin=f"{path}, {RECIPE}")
+    folders = {}
+    for part in GROUPS:
+        if is_frozen(recipe, part) and f"{part}/config.json" in index.texts:
+            folders[part] = scratch / part
+            folders[part].mkdir()
+            for name in index.texts:
+                if name.startswith(f"{part}/"):
+                    (scratch / name).write_text(index.texts[name], encoding="utf-8")
+            save_file(tensors.pop(part, {}), weights_of(index, part, scratch), metadata={"format": "pt"})
+    sources = {name: f"{path} ({name})" for name in (*GROUPS, "tokenizer")}
+    tokenizer = None if "text" in folders else index.texts.get(TOKENIZER)
+    return _exported(str(path), index, recipe, tensors, sources, tokenizer, folders, raw)
+
+
+def _mapping(text: str, place: str) -> dict[str, Any]:
+    if len(text) > MAX_YAML_BYTES:
+        raise UserError(f"{place}: longer than {MAX_YAML_BYTES} characters; a recipe is short")
+    values = parse_yaml(text, place)
+    if not isinstance(values, dict):
+        raise UserError(f"{place}: not a mapping of 'key: value' lines")
+    return values
+
+
+def _exported(
+    path: str, index: ModelIndex, recipe: Recipe, tensors: Any, sources: Any, tokenizer: Any, folders: Any, raw: bool
+) -> StoredModel:
+    for part in GROUPS:
+        named, right = getattr(index, part), class_of(recipe, part)
+        if named != right:
+            raise UserError(f"{path}: {part} = {list(named)}, but its recipe makes it {list(right)}; nothing was built")
+    if raw and index.origin.weights == "averaged":
+        raise UsageError(f"--raw: {path} holds the averaged weights alone; export the run again with --raw")
+    return StoredModel(
+        path, recipe, index.origin, tensors, sources, tokenizer, folders, index.data, index.scores, index.conditions
+    )
+
+
+# -- what was read -> what generates
+
+
+def _build(stored: StoredModel) -> LoadedModel:
+    recipe = stored.recipe
+    if not is_frozen(recipe, "text") and stored.tokenizer is None:
+        raise UserError(f"{stored.sources['tokenizer']}: missing, and the text encoder cannot be used without it")
+    try:
+        bundle = build_bundle(
+            local_recipe(recipe, stored.folders), stored.tensors.get("codec", {}), stored.tokenizer
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise UserError(f"{stored.sources['codec']} does not fit its recipe: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{stored.sources['tokenizer']}: {error}") from None
+    for part in ("denoiser", "text"):
+        module = getattr(bundle, part)
+        if part == "denoiser" or module.trainable:
+            _load_weights(module, stored.tensors.get(part, {}), part, stored.sources[part])
+        elif part in stored.tensors:
+            raise UserError(f"{stored.sources[part]} does not fit its recipe: weights of {part}, which does not train")
+    origin = stored.origin
+    return LoadedModel(
+        bundle, recipe, stored.path, origin.step, origin.weights_sha256, origin.seconds, stored.warnings
+    )  # fmt: skip
+
+
+def _load_weights(module: nn.Module, tensors: dict[str, Tensor], part: str, source: str) -> None:
+    """UserError names the tensors that are missing, unexpected or of another shape; then nothing was loaded."""
+    expected = module.state_dict()
+    wrong = {
+        "missing": [f"{part}.{name}" for name in expected if name not in tensors],
+        "unexpected": [f"{part}.{name}" for name in tensors if name not in expected],
+        "of another shape": [
+            f"{part}.{name}: {list(tensors[name].shape)}, not {list(expected[name].shape)}"
+            for name in expected
+            if name in tensors and tensors[name].shape != expected[name].shape
+        ],
+    }
+    if any(wrong.values()):
+        reasons = ", ".join(f"{reason} {names[:3]}" for reason, names in wrong.items() if names)
+        raise UserError(f"{source} does not fit its recipe: {reasons}")
+    module.load_state_dict(tensors)
 
 
 def _load_recipe(path: Path) -> LoadedModel:

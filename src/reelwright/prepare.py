@@ -19,7 +19,7 @@ from reelwright.data.cache import Cache, write_atomic
 from reelwright.data.dataset import CachedDataset, Manifest, PreparedSample, pad_texts, read_manifest, write_manifest
 from reelwright.data.fingerprints import latent_key, text_key
 from reelwright.data.inspection import Inspection, Sample, inspect
-from reelwright.data.sources import Dropped
+from reelwright.data.sources import Dropped, write_clip_manifest
 from reelwright.data.windows import WindowReader
 from reelwright.metrics.frames import psnr
 from reelwright.models.codec import pixels_to_video, video_to_pixels
@@ -149,6 +149,9 @@ def prepare(recipe: Recipe, progress: Progress = lambda *_: None, verify: bool =
         text_key(EMPTY, text_fingerprint), about,
     )  # fmt: skip
     write_manifest(cache, manifest)
+    for split in ("train", "validation"):
+        clips = {s.clip.id: s.clip for s in inspection.samples if s.split == split and s.clip.id not in lost}
+        write_clip_manifest(clips.values(), recipe.cache_dir / f"{split}.manifest.jsonl", split)
     return Summary(recipe, inspection, manifest, encoded, texts, fitted)
 
 

@@ -15,6 +15,7 @@ import torch
 
 from reelwright.bundle import DenoisingLoss, build_bundle, draw
 from reelwright.data.buckets import BucketSampler
+from reelwright.export import export_final
 from reelwright.generate import Compute, decode_latents, sample_latents
 from reelwright.heldout import held_out_loss
 from reelwright.prepare import EMPTY, Prepared, open_prepared, prepare
@@ -210,6 +211,8 @@ def train(
             trackers.close()
         if main:
             write_run_page(run)
+            if state.step >= steps:  # after all else: without room for it, everything else stands
+                log(f"final model: {export_final(run, prepared)}")
             log(
                 f"stopped by {stopping} at step {state.step}; the same command goes on"
                 if stopping

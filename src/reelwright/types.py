@@ -11,8 +11,10 @@ latents are float `b c f h w`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+import io
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -91,11 +93,88 @@ class Compression:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """One captioned video file of a collection, before anything is decoded."""
+class FileSlice:
+    """A file that lies whole and uncompressed inside another one: a member of a tar archive.
 
-    id: str  # unique and stable within the collection: the path relative to the videos folder
-    video: Path
+    It answers to what the rooms ask of a `Path` they only read from.
+    """
+
+    container: Path
+    offset: int  # bytes before it
+    num_bytes: int
+    name: str  # of the member
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix
+
+    @property
+    def url(self) -> str:
+        """What FFmpeg opens it by (its protocols `subfile` and `file`)."""
+        return f"subfile,,start,{self.offset},end,{self.offset + self.num_bytes},,:file:{self.container}"
+
+    def exists(self) -> bool:
+        return self.container.exists()
+
+    def is_file(self) -> bool:
+        return self.container.is_file()
+
+    def stat(self) -> os.stat_result:
+        """Of the file around it: no member has times of its own that could be trusted."""
+        return self.container.stat()
+
+    def resolve(self) -> FileSlice:
+        return replace(self, container=self.container.resolve())
+
+    def open(self, mode: str = "rb") -> io.BufferedReader:
+        """Its bytes alone, to read and to seek in. ValueError for any mode but "rb"."""
+        if mode != "rb":
+            raise ValueError(f"mode = {mode!r}: a slice of a file is only read, as 'rb'")
+        return io.BufferedReader(_SliceReader(self))
+
+    def __str__(self) -> str:
+        return f"{self.container}@{self.offset}+{self.num_bytes}"
+
+
+class _SliceReader(io.RawIOBase):
+    def __init__(self, part: FileSlice) -> None:
+        super().__init__()
+        self._file, self._part, self._at = part.container.open("rb"), part, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = max(0, offset + (0, self._at, self._part.num_bytes)[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._part.offset + self._at)
+        data = self._file.read(max(0, min(len(buffer), self._part.num_bytes - self._at)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+VideoFile = Path | FileSlice  # what `Clip.video` is, and what decoding takes
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One captioned video of a collection, or a part of one, before anything is decoded.
+
+    `start_seconds` and `end_seconds` bound the part that is used, counted from the file's first timestamp.
+    """
+
+    id: str  # unique and stable within the collection: the path relative to the videos folder, and the part's times
+    video: VideoFile
     captions: tuple[str, ...]
     source: str  # clips of one source video never stand on both sides of the train/validation split
     start_seconds: float | None = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from reelwright.data.config import DataConfig
+from reelwright.data.config import DataConfig, SourceFormat
+from reelwright.data.sources import FORMATS
 from reelwright.types import Size, UsageError
 
 
@@ -35,8 +36,18 @@ def test_one_size_or_buckets() -> None:
         ({"source_pattern": "a(b"}, "not a regular expression"),
         ({"source_pattern": "ab"}, "has no group"),
         ({"format": "csv"}, "format = 'csv'"),
+        ({"media": "video"}, "media = 'video'"),
+        ({"columns": {"vidio": "x"}}, "unknown key 'columns.vidio'.*'video'"),
+        ({"columns": {"timestamp": "t", "start": "s"}}, "leave columns.start and columns.end null"),
+        ({"columns": {"caption": []}}, "name at least one column"),
     ],
 )
 def test_mistakes_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         DataConfig.parse({"path": "x", **values})
+
+
+def test_every_format_can_be_named() -> None:
+    assert set(get_args(SourceFormat)) == {"auto", *FORMATS}
+    for name in FORMATS:
+        assert DataConfig.parse({"path": "x", "format": name}).format == name

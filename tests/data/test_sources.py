@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from reelwright.data.config import DataConfig
-from reelwright.data.sources import Listing, read_listing
+from reelwright.data.sources import Listing, read_listing, write_clip_manifest
 from reelwright.types import UsageError
 
 
@@ -43,7 +43,7 @@ def test_captions_json_with_one_or_many_captions(tmp_path: Path) -> None:
     assert listing.format == "captions_json"
     assert _captions(listing) == {
         "a.mp4": ("one caption",),
-        "b.AVI": ("first", "second"),
+        "b.AVI": ("first", "second", "first"),  # what is said twice is drawn twice as often
         "d.webm": ("no extension",),
         "sub/c.mov": ("deep",),
     }
@@ -174,6 +174,137 @@ def test_links_pipes_and_litter(tmp_path: Path) -> None:
     listing = _read(tmp_path)
     assert _captions(listing) == {"a.mp4": ("x",), "sub/c.mp4": ("y",)}
     assert _reasons(listing) == {"gone.mp4": "a broken link", "pipe.mp4": "not a regular file"}
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _videos(tmp_path, "a.mp4", "sub/b.mp4")
+    (tmp_path / "captions.json").write_text('{"a.mp4": "x"}')
+    scandir = os.scandir
+
+    def refusing(path: Path) -> Any:
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    listing = _read(tmp_path)
+    assert list(_captions(listing)) == ["a.mp4"]
+    assert _reasons(listing) == {"sub": "a folder that cannot be read: Permission denied"}
+
+
+@pytest.mark.parametrize("name", ["captions.json", "metadata.csv", "clips.csv", "0.tar"])
+def test_no_pipe_is_waited_for(tmp_path: Path, name: str) -> None:
+    _videos(tmp_path / "videos", "a.mp4")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UsageError, match="no captions found"):
+        _read(tmp_path)
+    with pytest.raises(UsageError, match="neither a regular file nor a folder"):
+        _read(tmp_path, captions=tmp_path / name)
+
+
+def test_sidecars_that_are_no_captions(tmp_path: Path) -> None:
+    _videos(tmp_path, "a.mp4", "b.mp4", "c.mp4", "d.mp4")
+    os.mkfifo(tmp_path / "a.txt")
+    (tmp_path / "b.txt").write_bytes(b"x" * (1 << 20) + b"x")
+    (tmp_path / "c.txt").symlink_to(tmp_path / "c.txt")
+    (tmp_path / "d.txt").write_text("fine")
+    listing = _read(tmp_path)
+    assert _captions(listing) == {"d.mp4": ("fine",)}
+    reasons = _reasons(listing)
+    assert "not a regular file" in reasons["a.mp4"] and "not a regular file" in reasons["c.mp4"]
+    assert "larger than 1048576 bytes" in reasons["b.mp4"]
+
+
+def test_images_are_clips_where_there_is_no_video(tmp_path: Path) -> None:
+    _videos(tmp_path, "a.png", "b.JPG")
+    (tmp_path / "captions.json").write_text('{"a.png": "x", "b": "y"}')
+    assert _captions(_read(tmp_path)) == {"a.png": ("x",), "b.JPG": ("y",)}
+    _videos(tmp_path, "c.mp4")
+    listing = _read(tmp_path)
+    assert not listing.clips
+    assert "an image, left out by data.media: set data.media = all" in _reasons(listing)["a.png"]
+    assert "no caption" in _reasons(listing)["c.mp4"]
+    assert list(_captions(_read(tmp_path, media="all"))) == ["a.png", "b.JPG"]
+    assert list(_captions(_read(tmp_path, media="images"))) == ["a.png", "b.JPG"]
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "b.JPG").unlink()
+    with pytest.raises(UsageError, match="no image files"):
+        _read(tmp_path, media="images")
+
+
+def test_names_are_relative_to_the_file_that_says_them_first(tmp_path: Path) -> None:
+    root = _videos(tmp_path / "videos", "a.mp4", "b.mp4", "c.mp4")
+    given = {"videos/a.mp4": "x", str(root.resolve() / "b.mp4"): "y", "videos/../videos/c.mp4": "z"}
+    (tmp_path / "captions.json").write_text(json.dumps(given))
+    expected = {"a.mp4": ("x",), "b.mp4": ("y",), "c.mp4": ("z",)}
+    assert _captions(_read(tmp_path)) == expected
+    link = tmp_path.parent / f"{tmp_path.name}-link"
+    link.symlink_to(tmp_path, target_is_directory=True)
+    assert _captions(_read(link)) == expected
+
+
+def test_partial_collections_are_counted_not_dropped(tmp_path: Path) -> None:
+    _videos(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "captions.json").write_text('{"a.mp4": "x", "u.mp4": "y", "v.mp4": "z", "w.mp4": ""}')
+    assert set(_reasons(_read(tmp_path))) == {"b.mp4", "u.mp4", "v.mp4", "w.mp4"}
+    listing = _read(tmp_path, partial=True)
+    assert list(_captions(listing)) == ["a.mp4"] and not listing.dropped
+    said = " ".join(note.reason for note in listing.notes)
+    assert "3 names of captions mean no usable video: u.mp4, v.mp4, w.mp4" in said
+    assert "1 videos have no caption there: b.mp4" in said
+
+
+def test_lists_of_names(tmp_path: Path) -> None:
+    _videos(tmp_path, "video1.mp4", "video2.mp4", "video3.mp4")
+    (tmp_path / "captions.json").write_text('{"video1": "x", "video2": "y", "video3": "z"}')
+    for name, text in (
+        ("a.txt", "video1\n\nvideo3\n"),
+        ("b.csv", "key,video_id\nret0,video1\nret1,video3\n"),
+        ("c.csv", "video1\nvideo3\n"),
+        ("d.json", '["video1", "video3"]'),
+    ):
+        (tmp_path / name).write_text(text)
+        assert list(_captions(_read(tmp_path, only=tmp_path / name, format="captions_json"))) == [
+            "video1.mp4",
+            "video3.mp4",
+        ]
+    (tmp_path / "e.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(UsageError, match="no column of names"):
+        _read(tmp_path, only=tmp_path / "e.csv")
+    (tmp_path / "f.txt").write_text("video1\nvideo9\n")
+    with pytest.raises(UsageError, match="'video9': no such video"):
+        _read(tmp_path, only=tmp_path / "f.txt")
+    assert list(_captions(_read(tmp_path, only=tmp_path / "f.txt", partial=True))) == ["video1.mp4"]
+
+
+def test_settings_without_effect_are_errors(tmp_path: Path) -> None:
+    _videos(tmp_path, "a.mp4")
+    (tmp_path / "captions.json").write_text('{"a.mp4": "x"}')
+    with pytest.raises(UsageError, match="data.columns has no effect on format captions_json"):
+        _read(tmp_path, columns={"video": "file"})
+    with pytest.raises(UsageError, match="format captions_json names no splits"):
+        _read(tmp_path, split="train")
+
+
+def test_a_manifest_is_a_collection(tmp_path: Path) -> None:
+    videos = _videos(tmp_path / "videos", "a.mp4", "s/b@2.mp4")
+    (tmp_path / "clips.csv").write_text("video,caption,start,end\na.mp4,x,1,2.5\na.mp4,y,3,4\ns/b@2.mp4,ü,,\n")
+    listing = _read(tmp_path)
+    count = write_clip_manifest(listing.clips, tmp_path / "cache/train.manifest.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "cache/train.manifest.jsonl").read_text("utf-8").splitlines()]
+    assert count == len(lines) == 3
+    assert lines[0] == {
+        "video": "a.mp4",
+        "captions": ["x"],
+        "start_seconds": 1.0,
+        "end_seconds": 2.5,
+        "split": "train",
+        "source": "a.mp4",
+        "path": str((videos / "a.mp4").resolve()),
+    }
+    again = _read(tmp_path, captions=tmp_path / "cache/train.manifest.jsonl")
+    assert again.clips == listing.clips and not again.dropped
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["train.manifest.jsonl"]
 
 
 def test_only_some_clips(tmp_path: Path) -> None:

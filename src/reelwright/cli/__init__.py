@@ -4,6 +4,9 @@ Importing a module of this package adds its commands, in the order in which `ree
 """
 
 from reelwright.cli import projects, datasets, training, videos, measuring  # noqa: F401, I001
+from reelwright.cli import experimenting  # noqa: F401, I001
+from reelwright.cli import exporting  # noqa: F401, I001
+from reelwright.cli import serving  # noqa: F401, I001
 from reelwright.cli.app import app, main
 
 __all__ = ["app", "main"]

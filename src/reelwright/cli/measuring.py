@@ -16,12 +16,27 @@ from reelwright.console import Progress, print_table
 @app.command()
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="MODEL|FOLDER", help="a model, or a folder of captioned videos")],
-    metrics: Annotated[str, typer.Option(help="comma-separated; 'auto' takes what fits the data")] = "auto",
-    prompts: Annotated[int, typer.Option(min=2, help="prompts a split; 256 quick, 1024 to publish")] = 256,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help="comma-separated: shapes, memorisation, nearest, clip, temporal, dynamic, fvd, heldout, speed; "
+            "'auto' takes what fits the data and needs no foreign network"
+        ),
+    ] = "auto",
+    prompts: Annotated[int, typer.Option(min=2, help="videos, a split: 256 quick, 1024 to publish")] = 256,
     split: Annotated[list[str] | None, typer.Option(help="splits of the shapes benchmark; all by default")] = None,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     guidance: Annotated[float | None, typer.Option(min=0)] = None,
     sampler: Annotated[str | None, typer.Option()] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP's directory or hub id; ViT-B/32 of OpenAI for the clip score by default")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="network of the Frechet distance: i3d:PATH, clip:MODEL or videomae:MODEL")
+    ] = None,
+    real: Annotated[
+        Path | None, typer.Option(help="real captioned clips to hold a FOLDER against; a model has its own")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -39,11 +54,14 @@ def evaluate(
         splits=tuple(split or ()),
         seed=seed,
         sampling={"steps": steps, "guidance": guidance, "sampler": sampler},
+        clip=clip,
+        features=features,
+        real=real,
     )
     compute = Compute.resolve(device, precision, offload=False)
     with Progress() as progress:
         result = run_evaluate(target, settings, compute, checkpoint, raw, progress)
-    for title, headers, rows in result.tables():
+    for title, headers, rows in result.tables:
         print_table(headers, rows, title)
         print()
     for note in result.notes:

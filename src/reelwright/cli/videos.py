@@ -1,10 +1,10 @@
-"""Commands that make videos: generate."""
+"""Commands that make videos: generate, noise, refine."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,15 @@ from reelwright.cli.app import app
 from reelwright.cli.options import CheckpointOption, DeviceOption, JsonFlag, PrecisionOption, RawFlag
 from reelwright.console import Progress, print_error
 from reelwright.types import UsageError
+
+if TYPE_CHECKING:
+    from reelwright.refine import Outcome
+
+ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="a run directory, a checkpoint, an exported model")]
+InputPath = Annotated[Path, typer.Argument(metavar="IN", help="a video")]
+OutputPath = Annotated[Path, typer.Argument(metavar="OUT", help="an mp4 or webm to write")]
+Strength = Annotated[float, typer.Option(help="how much noise: 0 none, 1 nothing but noise")]
+OffloadFlag = Annotated[bool, typer.Option("--offload", help="keep on the device only the part at work")]
 
 
 @app.command()
@@ -33,7 +42,7 @@ def generate(
     image: Annotated[Path | None, typer.Option(help="first frame, for models that take one")] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
-    offload: Annotated[bool, typer.Option("--offload", help="keep on the device only the part at work")] = False,
+    offload: OffloadFlag = False,
     checkpoint: CheckpointOption = None,
     raw: RawFlag = False,
     from_clip: Annotated[Path | None, typer.Option("--from", help="repeat what made this clip")] = None,
@@ -74,3 +83,83 @@ def generate(
     else:
         for path in paths:
             print(path)
+
+
+@app.command()
+def noise(
+    model: ModelPath,
+    source: InputPath,
+    out: OutputPath,
+    strength: Strength = 0.3,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: DeviceOption = "auto",
+    checkpoint: CheckpointOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """A video -> the video as it looks after noise of a strength: what refine begins with."""
+    from reelwright.generate import Compute
+    from reelwright.loading import load_model
+    from reelwright.refine import run_noise
+
+    compute = Compute.resolve(device, "fp32", offload=False)
+    loaded = load_model(model, checkpoint)
+    for warning in loaded.warnings:
+        print_error(warning)
+    with Progress(quiet=as_json) as progress:
+        outcome = run_noise(
+            loaded, source, out, strength, seed, compute, lambda done, total: progress("window", done, total),
+            print_error if as_json else progress.say,
+        )  # fmt: skip
+    _print_outcome(outcome, as_json)
+
+
+@app.command()
+def refine(
+    model: ModelPath,
+    source: InputPath,
+    out: OutputPath,
+    prompt: Annotated[str, typer.Option(help="what the video shows")],
+    strength: Strength = 0.3,
+    negative_prompt: Annotated[str, typer.Option()] = "",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="of a whole walk from pure noise; its last part is taken")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(min=0)] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, euler, heun, dpmpp_2m or unipc")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    already_noisy: Annotated[bool, typer.Option("--already-noisy", help="IN is what noise wrote: add none")] = False,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    offload: OffloadFlag = False,
+    checkpoint: CheckpointOption = None,
+    raw: RawFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """A video and a prompt -> the video noised to a strength and denoised again; same size, rate and length."""
+    from reelwright.generate import Compute, Request, cut_prompts
+    from reelwright.loading import load_model
+    from reelwright.refine import run_refine
+
+    request = Request((prompt,), 1, seed, negative_prompt, sampler, steps, guidance)
+    compute = Compute.resolve(device, precision, offload)
+    loaded = load_model(model, checkpoint, raw)
+    for warning in (*loaded.warnings, *cut_prompts(loaded.bundle, [prompt, negative_prompt])):
+        print_error(warning)
+    with Progress(quiet=as_json) as progress:
+        outcome = run_refine(
+            loaded, source, out, request, strength, already_noisy, compute,
+            lambda done, total: progress("refining", done, total), print_error if as_json else progress.say,
+        )  # fmt: skip
+    _print_outcome(outcome, as_json)
+
+
+def _print_outcome(outcome: Outcome, as_json: bool) -> None:
+    if not as_json:
+        print(outcome.path)
+        return
+    frames, height, width = outcome.size.tuple
+    facts = {
+        "file": str(outcome.path), "frames": frames, "width": width, "height": height, "fps": outcome.fps,
+        "windows": outcome.windows, "steps": outcome.steps,
+    }  # fmt: skip
+    print(json.dumps(facts))

@@ -11,9 +11,33 @@ from pydantic import Field, field_validator, model_validator
 from reelwright.config import Config
 from reelwright.types import Size
 
-SourceFormat = Literal["auto", "captions_json", "txt", "metadata_json"]
+SourceFormat = Literal[
+    "auto", "captions_json", "metadata_json", "txt", "videofolder", "msrvtt", "webdataset", "table"
+]  # beside "auto" the names of `data.sources.FORMATS`
+Media = Literal["auto", "videos", "images", "all"]
 WindowRule = Literal["head", "middle", "uniform"]
 CacheDtype = Literal["float32", "float16", "bfloat16"]
+
+
+class ColumnsConfig(Config):
+    """Which columns of a table say what; those left null are found by their usual names."""
+
+    video: str | None = None  # file name, path or stem
+    caption: str | list[str] | None = None  # several columns: several captions a clip
+    start: str | None = None  # seconds, or [hours:]minutes:seconds
+    end: str | None = None
+    timestamp: str | None = None  # instead of the two: [start, end], or a list of such pairs beside a list of captions
+    split: str | None = None  # what `data.split` chooses by
+
+    @model_validator(mode="after")
+    def _times_are_given_once(self) -> ColumnsConfig:
+        if self.timestamp is not None and (self.start is not None or self.end is not None):
+            raise ValueError(
+                f"columns.timestamp = {self.timestamp!r} holds start and end: leave columns.start and columns.end null"
+            )
+        if self.caption == []:
+            raise ValueError("columns.caption = []: name at least one column, or null to find it by its usual name")
+        return self
 
 
 class DataConfig(Config):
@@ -25,9 +49,13 @@ class DataConfig(Config):
 
     path: Path  # the collection: captions and videos, unless the next two say otherwise
     videos: Path | None = None  # folder of the videos
-    captions: Path | None = None  # captions.json, metadata.json, or a folder of .txt files
+    captions: Path | None = None  # the file that holds the captions, or a folder of .txt files
     format: SourceFormat = "auto"
-    only: Path | list[str] | None = None  # a JSON list, or the names themselves: use just these clips
+    columns: ColumnsConfig = ColumnsConfig()  # of formats table and videofolder
+    split: str | None = None  # of a collection that names splits: train, validation, test, 9k, ...; null: all of it
+    only: Path | list[str] | None = None  # a list (.json, .txt, .csv), or the names themselves: use just these videos
+    media: Media = "auto"  # auto: the videos, or the images (clips of one frame) where there is no video
+    partial: bool = False  # captions without their video and videos without caption are noted, not counted as dropped
 
     frames: int = Field(16, ge=1)
     fps: float = Field(8.0, gt=0, le=1000)

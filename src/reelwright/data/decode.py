@@ -9,11 +9,11 @@ sound key frame, where a recording was cut into, are such frames left out.
 from __future__ import annotations
 
 import base64
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import av
@@ -22,10 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelwright.data.resize import fit
-from reelwright.types import Size
+from reelwright.types import FileSlice, Size, VideoFile
 
 PROBE_VERSION = f"1/av-{av.__version__}"  # a change re-probes every file; raise the number when probing changes
 CONTAINERS = "mov,matroska,avi,gif,mpegts,mpeg,flv,asf,ivf"  # FFmpeg's names of the demuxers we let read a file
+# Images are clips of one frame. Their demuxer is named: FFmpeg would take `a%03d.png` for a sequence of other files.
+IMAGES = ((b"\x89PNG", "png_pipe"), (b"\xff\xd8\xff", "jpeg_pipe"), (b"RIFF....WEBP", "webp_pipe"), (b"BM", "bmp_pipe"))
 REORDERED_FRAMES = (
     16  # no codec shows a frame further from its place in the file (H.264, A.3.1: max_dec_frame_buffering)
 )
@@ -90,7 +92,7 @@ class VideoInfo:
         return VideoInfo(**{**plain, "timestamps": timestamps.astype(np.float64)})
 
 
-def probe(path: Path) -> VideoInfo:
+def probe(path: VideoFile) -> VideoInfo:
     """Decode every frame and report what is there. BadVideo says why a file cannot be used."""
     seconds: list[float | None] = []
     skipped = 0
@@ -159,7 +161,7 @@ def nearest_frames(timestamps: NDArray[np.float64], targets: NDArray[np.float64]
 
 
 def read_window(
-    path: Path, size: Size, fps: float, start_seconds: float = 0.0, info: VideoInfo | None = None
+    path: VideoFile, size: Size, fps: float, start_seconds: float = 0.0, info: VideoInfo | None = None
 ) -> NDArray[np.uint8]:
     """`size.frames` pictures, uint8 `f h w c`: for k = 0, 1, ... the frame nearest to first + start + k / fps.
 
@@ -245,7 +247,7 @@ def _declared_seconds(container: Any, stream: av.VideoStream) -> float:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, av.VideoStream]]:
+def _opened(path: VideoFile) -> Iterator[tuple[Any, av.VideoStream]]:
     """The container and its first real video stream; BadVideo where there is none."""
     try:
         if not path.is_file():
@@ -254,9 +256,11 @@ def _opened(path: Path) -> Iterator[tuple[Any, av.VideoStream]]:
             raise BadVideo("the file is empty (0 bytes)")
     except OSError as error:
         raise BadVideo(f"cannot be read: {error.strerror or error}") from None
-    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+    image = _image_demuxer(path)
+    options = {"protocol_whitelist": "file,subfile", "format_whitelist": image or CONTAINERS}
     try:
-        container = av.open(f"file:{path}", options=options, metadata_errors="ignore")
+        url = path.url if isinstance(path, FileSlice) else f"file:{path}"
+        container = av.open(url, format=image, options=options, metadata_errors="ignore")
     except (av.error.FFmpegError, ValueError, OSError) as error:
         known = CONTAINERS.replace(",", ", ")
         reason = f"not a video in a container known here ({known}): {_plain(error)}"
@@ -274,6 +278,13 @@ def _opened(path: Path) -> Iterator[tuple[Any, av.VideoStream]]:
             raise BadVideo(_why_unreadable(path, "its codec is unknown to this FFmpeg"))
         stream.thread_count = 1  # frame threads lose different frames around an error from run to run
         yield container, stream
+
+
+def _image_demuxer(path: VideoFile) -> str | None:
+    """The demuxer of an image by its first bytes; None where they are those of no image known here."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    return next((name for mark, name in IMAGES if re.match(mark, head, re.DOTALL)), None)
 
 
 def _frames(container: Any, stream: av.VideoStream) -> Iterator[av.VideoFrame | None]:
@@ -299,7 +310,7 @@ def _plain(error: Exception) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _why_unreadable(path: Path, otherwise: str) -> str:
+def _why_unreadable(path: VideoFile, otherwise: str) -> str:
     """What the first bytes tell of a file that gave no video; `otherwise` where they tell nothing."""
     with path.open("rb") as file:
         head = file.read(512)
@@ -315,7 +326,7 @@ def _why_unreadable(path: Path, otherwise: str) -> str:
     return otherwise
 
 
-def _top_level_boxes(path: Path) -> list[str]:
+def _top_level_boxes(path: VideoFile) -> list[str]:
     """Names of the outermost boxes of an ISO media file, as far as their sizes lead (ISO/IEC 14496-12, 4.2)."""
     names: list[str] = []
     end = path.stat().st_size

@@ -13,7 +13,7 @@ from typing import Any
 
 from reelwright.data.decode import PROBE_VERSION
 from reelwright.data.resize import RESIZE_RULE
-from reelwright.types import Size
+from reelwright.types import Size, VideoFile
 
 SCHEMA = 1  # of everything in a cache; a change makes every key new
 _FRESH_NS = 100_000_000  # a file changed this shortly before it was read may change again under the same time stamp
@@ -37,7 +37,7 @@ def _key(*parts: str) -> str:
     return hashlib.sha256(json.dumps([SCHEMA, *parts]).encode()).hexdigest()[:40]
 
 
-def content_sha256(path: Path) -> str:
+def content_sha256(path: VideoFile) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -92,12 +92,12 @@ class FileHashes:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
 
-    def sha256(self, path: Path, verify: bool = False) -> str:
+    def sha256(self, path: VideoFile, verify: bool = False) -> str:
         """Hash of a file's bytes; `verify` reads them whatever the time stamps say. OSError where it cannot be read.
 
         ctime cannot be set by hand, so changed bytes are seen even when the old mtime was put back.
         """
-        name = os.path.realpath(path)
+        name = str(path.resolve())
         before = _identity(path)
         known = self._journal.get(name)
         if known is not None and known[0] == before and not verify:
@@ -109,7 +109,7 @@ class FileHashes:
         return sha256
 
 
-def _identity(path: Path) -> list[int]:
+def _identity(path: VideoFile) -> list[int]:
     stat = path.stat()
     return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 

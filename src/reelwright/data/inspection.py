@@ -283,7 +283,7 @@ def _merge_sources(used: Sequence[tuple[Clip, str, Size]]) -> tuple[list[tuple[C
     doubles = []
     for clip, sha256, _ in used:
         same = first.setdefault(sha256, clip)
-        if same is not clip:
+        if same.video != clip.video:
             doubles.append(Dropped(clip.id, f"the same file as {same.id}; they stay on one side of the split"))
         a, b = sorted((root(same.source), root(clip.source)))
         parent[b] = a

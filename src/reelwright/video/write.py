@@ -17,28 +17,16 @@ import av
 import av.filter
 import numpy as np
 from av.error import FFmpegError
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from numpy.typing import NDArray
 
 from reelwright.types import UsageError, UserError
+from reelwright.video.stream import EXACT_CONVERSION, AddPicture, encoding, true_size
 
 FORMATS = (".mp4", ".webm", ".gif")
+STREAMED_FORMATS = FORMATS[:2]  # a gif needs all its pictures at once: they share one palette
 MAX_DECODED_BYTES = 4 * 2**30
 HUNDREDTH = Fraction(1, 100)  # of a second: what a gif counts its delays in
 MAX_GIF_FPS = 50  # players slow down delays of less than two hundredths
-
-# swscale's default colour conversion costs 10 dB on smooth pictures (40 against 51 dB, both ways, measured).
-EXACT_CONVERSION = (
-    Interpolation.BICUBIC
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.FULL_CHR_H_INP
-    | Interpolation.BITEXACT
-)
-# Without B-frames the first timestamp is 0 in every reader; crf 10 is visually lossless.
-H264_OPTIONS = {"crf": "10", "preset": "medium", "bf": "0"}
-VP9_OPTIONS = {"crf": "12", "b:v": "0", "row-mt": "0", "deadline": "good", "cpu-used": "2"}
-PADDED = "padded from "  # mp4 only: the true size, kept in the 'description' tag
 
 
 def write_video(path: Path, frames: Any, fps: float, recipe: dict[str, Any] | None = None) -> None:
@@ -58,14 +46,42 @@ def write_video(path: Path, frames: Any, fps: float, recipe: dict[str, Any] | No
     if not 0 < fps < float("inf"):
         raise ValueError(f"fps = {fps}: it must be positive; 8 or 24 are usual")
     pictures = as_frames(frames)
+    rate = Fraction(fps).limit_denominator(1001)
+    if path.suffix.lower() != ".gif":
+        height, width = pictures.shape[1:3]
+        with streamed_video(path, height, width, rate, recipe) as add:
+            for picture in pictures:
+                add(picture)
+        return
+    with _published(path, recipe) as (temporary, comment):
+        _encode_gif(temporary, pictures, rate, comment)
+
+
+@contextlib.contextmanager
+def streamed_video(
+    path: Path, height: int, width: int, rate: Fraction, recipe: dict[str, Any] | None = None, steady: bool = True
+) -> Iterator[AddPicture]:
+    """`write_video` to mp4 or webm for pictures that come one at a time: `add(picture)` takes uint8 RGB `h w c`.
+
+    `steady` and the pictures' own times are those of `stream.encoding`. UsageError for another suffix.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in STREAMED_FORMATS:
+        raise UsageError(f"{path}: written picture by picture, a video is one of {', '.join(STREAMED_FORMATS)}")
+    with (
+        _published(path, recipe) as (temporary, comment),
+        encoding(temporary, suffix, height, width, rate, comment, steady) as add,
+    ):
+        yield add
+
+
+@contextlib.contextmanager
+def _published(path: Path, recipe: dict[str, Any] | None) -> Iterator[tuple[Path, str | None]]:
+    """(a temporary file that becomes `path`, the recipe as the container's comment); then its JSON beside it."""
     comment = None if recipe is None else to_json(recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as temporary:
-        rate = Fraction(fps).limit_denominator(1001)
-        if path.suffix.lower() == ".gif":
-            _encode_gif(temporary, pictures, rate, comment)
-        else:
-            _encode(temporary, path.suffix.lower(), pictures, rate, comment)
+        yield temporary, comment
         sidecar = sidecar_path(path)
         if comment is None:
             sidecar.unlink(missing_ok=True)  # an older file's recipe must not be taken for this one's
@@ -129,10 +145,8 @@ def read_frames(path: Path) -> tuple[NDArray[np.uint8], float]:
     video = np.stack(pictures)
     # A gif's delays alternate (12 and 13 hundredths at 8 fps); only their sum tells the rate.
     fps = len(pictures) / duration_seconds if path.suffix.lower() == ".gif" and duration_seconds else float(rate)
-    if note.startswith(PADDED):
-        width, height = (int(side) for side in note.removeprefix(PADDED).split("x"))
-        video = video[:, :height, :width]
-    return video, fps
+    height, width = true_size(video.shape[1], video.shape[2], note)
+    return video[:, :height, :width], fps
 
 
 def as_frames(frames: Any) -> NDArray[np.uint8]:
@@ -166,40 +180,6 @@ def _replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _encode(path: Path, suffix: str, frames: NDArray[np.uint8], rate: Fraction, comment: str | None) -> None:
-    """H.264 in mp4 or VP9 in webm."""
-    mp4 = suffix == ".mp4"
-    container_options = {"fflags": "+bitexact"}  # no version of the muxer, no random segment id
-    height, width = frames.shape[1:3]
-    metadata = {} if comment is None else {"comment": comment}
-    if mp4:
-        container_options["movflags"] = "+faststart"
-        if height % 2 or width % 2:
-            frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-            metadata["description"] = f"{PADDED}{width}x{height}"
-    with av.open(str(path), "w", format=suffix[1:], options=container_options) as container:
-        container.metadata.update(metadata)
-        stream = container.add_stream(
-            "libx264" if mp4 else "libvpx-vp9", rate=rate, options=H264_OPTIONS if mp4 else VP9_OPTIONS
-        )
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        codec = stream.codec_context
-        codec.thread_count = 1
-        codec.colorspace, codec.color_range = Colorspace.ITU601, ColorRange.MPEG
-        codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-        for index, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU601,
-                dst_color_range=ColorRange.MPEG,
-                interpolation=EXACT_CONVERSION,
-            )
-            frame.pts, frame.time_base = index, 1 / rate
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
 
 
 def _encode_gif(path: Path, frames: NDArray[np.uint8], rate: Fraction, comment: str | None) -> None:

@@ -1,0 +1,109 @@
+"""One command of ours in a child process: watched, stopped on request, its time and memory measured."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+POLL_SECONDS = 0.2
+STOP_SECONDS = 120.0  # to finish a step and a save, before it is killed
+MAX_REASON = 600  # letters
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended. `code` is negative for a signal, as subprocess gives it."""
+
+    code: int
+    seconds: float
+    peak_memory_bytes: int
+    peak_gpu_bytes: int | None  # None: it used no GPU
+    reason: str  # what it said of its failure; '' where it ended well
+    stopped: str = ""  # why it was told to stop, '' where it was not
+
+
+def run_command(
+    arguments: Sequence[object],
+    log: Path,
+    folder: Path,
+    on_tick: Callable[[float], None] = lambda _: None,
+    stop: Callable[[], str] = lambda: "",
+    kill: Callable[[], bool] = lambda: False,
+) -> Ended:
+    """Run `reelwright ARGUMENTS` in `folder`, its output added to `log`, until it ends.
+
+    `on_tick(seconds)` is called a few times a second. Once `stop()` says why, the child is sent SIGINT (training saves
+    and ends); once `kill()` is true, or the grace is over, its whole group is killed.
+    """
+    words = [str(argument) for argument in arguments]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    peak = log.with_suffix(".gpu")
+    peak.unlink(missing_ok=True)
+    started, stopped, told = time.monotonic(), "", 0.0
+    with log.open("ab") as output:
+        output.write(f"$ reelwright {shlex.join(words)}\n".encode())
+        output.flush()
+        begins = output.tell()
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "reelwright.experiments.child", str(peak), *words],
+            stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=_environment(),
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            while not (ended := os.wait4(child.pid, os.WNOHANG))[0]:
+                now = time.monotonic()
+                if not stopped and (stopped := stop()):
+                    told = now
+                    child.send_signal(signal.SIGINT)
+                if kill() or (stopped and now - told > STOP_SECONDS):
+                    _kill_group(child.pid)
+                on_tick(now - started)
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            _kill_group(child.pid)
+            ended = os.wait4(child.pid, 0)
+            raise
+        finally:
+            child.returncode = os.waitstatus_to_exitcode(ended[1])  # wait4 reaped it behind Popen's back
+            if child.stdin:
+                child.stdin.close()
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) counts kilobytes, but bytes there
+    gpu = json.loads(peak.read_text(encoding="utf-8")) if peak.is_file() else None
+    peak.unlink(missing_ok=True)
+    reason = _reason(log, begins, child.returncode) if child.returncode else ""
+    seconds = time.monotonic() - started
+    return Ended(child.returncode, seconds, ended[2].ru_maxrss * unit, gpu, reason, stopped)
+
+
+def _environment() -> dict[str, str]:
+    """Ours; a search path relative to our folder would mean another one in the child's."""
+    paths = os.environ.get("PYTHONPATH", "")
+    absolute = os.pathsep.join(str(Path(path).absolute()) for path in paths.split(os.pathsep) if path)
+    return {**os.environ, **({"PYTHONPATH": absolute} if absolute else {})}
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _reason(log: Path, begins: int, code: int) -> str:
+    """The command's own message, else its last line, else how it ended."""
+    with log.open("rb") as file:
+        file.seek(begins)
+        text = file.read().decode("utf-8", "replace").strip()
+    how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    if code == -signal.SIGKILL:
+        how += " (the system kills what asks for more memory than there is)"
+    _, found, message = ("\n" + text).rpartition("\nreelwright: ")
+    said = message if found else (text.splitlines() or [""])[-1]
+    return f"{how}: {said[:MAX_REASON]}" if said and code > 0 else how
