@@ -276,7 +276,7 @@ def test_all_metrics_share_one_set_of_videos(run_cli, run, tiny_clip, tmp_path, 
     assert sum(r["metric"] == "clips that move" and r["row"] == "model" for r in rows) == 1, (
         "dynamic came with temporal"
     )
-    assert "euler 1 steps" in conditions
+    assert "euler 1 steps" in conditions and conditions.count(str(tiny_clip)) == 2, "both networks are named"
     page = (run / "report.html").read_text()
     assert "frame consistency (CLIP cosine)" in page and "Frechet video distance (CLIP" in page
     assert (run / "evaluation.png").stat().st_size > 0

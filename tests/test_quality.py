@@ -13,6 +13,7 @@ import torch
 from reelwright import quality
 from reelwright.generate import Compute
 from reelwright.loading import load_model
+from reelwright.metrics.clip import ClipModel
 from reelwright.metrics.features import build_features
 from reelwright.metrics.frechet import frechet_distance
 from reelwright.metrics.statistics import mean_interval
@@ -133,6 +134,17 @@ def test_no_control_wins_the_table(few, tiny_clip):
         assert all(len(row) == len(headers) for row in cells)
         frozen = dict(zip(headers, next(row for row in cells if row[0] == "model, frozen"), strict=True))
         assert frozen["change not explained by motion"] == "-", "nothing changes, so nothing is explained"
+
+
+def test_features_are_computed_once(few, tiny_clip, monkeypatch):
+    clip = load_clip(str(tiny_clip), CPU)
+    seen = []
+    features = ClipModel.frame_features
+    monkeypatch.setattr(ClipModel, "frame_features", lambda self, v: seen.append(len(v)) or features(self, v))
+    fresh = Subjects(few.made, few.real, few.split, few.size, few.fps)
+    measure_clip(fresh, clip, 0, quiet)
+    measure_temporal(fresh, clip, CPU, 0, quiet)
+    assert len(seen) == 3 + 3 + 2 * 3, "made, real, and the two controls"
 
 
 def test_the_dynamic_degree_can_be_had_alone(few):

@@ -226,6 +226,11 @@ def test_windows_cover_the_video_and_keep_to_the_codecs_blocks(model, num_frames
     assert all(0 < after - before <= 4 for before, after in zip(windows.starts, windows.starts[1:], strict=False))
 
 
+def test_a_quarter_of_each_window_covers_the_one_before(model):
+    assert plan_windows(model.bundle, Size(32, 32, 32), Size(100, 32, 32)).starts == (0, 24, 48, 68)
+    assert plan_windows(model.bundle, Size(4, 32, 32), Size(10, 32, 32)).starts == (0, 4, 8)  # blocks share no frame
+
+
 def test_seams_do_not_show(model, tmp_path):
     """A video that stands still: from one window to the next it changes no more than inside one."""
     write_video(tmp_path / "in.mp4", moving(40, speed=0), 8)

@@ -73,8 +73,8 @@ def test_our_yaml_loader_is_a_safe_one() -> None:
         "eval('1')", "exec(text)", "import pickle", "import pickle as p", "from pickle import loads", "import dill.x",
         "yaml.load(text)", "yaml.load(text, yaml.Loader)", "yaml.load(text, Loader=yaml.FullLoader)",
         "yaml.unsafe_load(text)", "from yaml import load", "np.load(f, allow_pickle=True)", "run(c, shell=True)",
-        "torch.load(f)", "torch.load(f, weights_only=True)", "from torch import load", "torch.jit.load(f)", "os.system('ls')",
-        "part.from_pretrained(m, trust_remote_code=flag)",
+        "torch.load(f)", "torch.load(f, weights_only=True)", "from torch import load", "torch.jit.load(f)",
+        "os.system('ls')", "part.from_pretrained(m, trust_remote_code=flag)",
     ],
 )  # fmt: skip
 def test_the_search_finds_what_it_looks_for(code: str) -> None:

@@ -150,9 +150,9 @@ def run_evaluate(
     own = SamplingConfig() if model is None else model.recipe.sampling
     sampling = SamplingConfig.parse(own.plain() | overrides, origin="evaluate")
     subject = Subject(target, model, metrics, settings, sampling, compute, progress)
-    _ = subject.clip, subject.network  # what cannot be loaded is told before anything is generated
-    started = time.perf_counter()
+    # The conditions load every network: what cannot be loaded is told before anything is generated.
     result = Result(notes=[] if model is None else list(model.warnings), about=_conditions(subject))
+    started = time.perf_counter()
     for name, metric in METRICS.items():
         if name in metrics:
             result.add(metric.measure(subject))
@@ -202,14 +202,15 @@ def _chosen(settings: Settings, data: Path, is_folder: bool, target: str) -> tup
 def _describe_videos(subject: Subject, result: Result) -> None:
     """What the shared set of videos was, and a look at it where no other metric shows one."""
     videos = subject.videos
-    n = " and ".join(f"{len(one.videos)} {'made' if one is videos.made else 'real'}" for one in videos.sets)
-    result.notes.append(f"videos: {n}, {videos.size} at {videos.fps:g} fps; prompts: {videos.split}")
+    counts = ", ".join(f"{one.name} {len(one.videos)}" for one in videos.sets)
+    result.notes.append(f"measured of each: {counts}; {videos.size} at {videos.fps:g} fps; {videos.split}")
     result.notes += videos.notes
     if videos.real is None:
         result.notes.append("no row of real clips: name a folder of them with --real FOLDER")
     if subject.run is not None and videos.real is not None and not {"shapes", "nearest"} & set(subject.metrics):
         sheet = subject.run.evaluation_sheet
-        grid_sheet(videos.real.videos[:SHOWN], videos.made.videos[:SHOWN], videos.made.captions[:SHOWN], sheet)
+        real, made, captions = videos.real.videos[:SHOWN], videos.made.videos[:SHOWN], videos.made.captions[:SHOWN]
+        grid_sheet(real, made, captions, sheet, names=("real", "generated"))
         result.notes.append(f"contact sheet, real above generated: {sheet}")
 
 
@@ -227,6 +228,7 @@ def _conditions(subject: Subject) -> dict[str, Any]:
     compute, model, sampling = subject.compute, subject.loaded, subject.sampling
     about: dict[str, Any] = {"device": str(compute.device), "checker_sha256": checker_hash()}
     about |= {"metrics": list(subject.metrics), "prompts": subject.settings.prompts, "seed": subject.settings.seed}
+    about["networks"] = [f"{one.name} {one.sha256[:12]}" for one in (subject.clip, subject.network) if one]
     if model is None:
         return {"folder": subject.target, **about}
     return {
@@ -246,6 +248,7 @@ def _conditions(subject: Subject) -> dict[str, Any]:
 
 def conditions_line(about: dict[str, Any]) -> str:
     end = f"measured for {about['minutes']:.1f} minutes; checker {about['checker_sha256'][:8]}"
+    end += f"; {', '.join(about['networks'])}" if about["networks"] else ""
     if "model" not in about:
         return f"{about['folder']} measured on {about['device']}, seed {about['seed']}; {end}"
     return (

@@ -31,7 +31,14 @@ from reelwright.metrics.clip import ClipModel, Preprocessing, caption_cosines, c
 from reelwright.metrics.features import FeatureNetwork
 from reelwright.metrics.frechet import frechet_curve
 from reelwright.metrics.statistics import mean_interval, wilson_interval
-from reelwright.metrics.temporal import Motion, feature_consistency, luma_consistency, measure_motion
+from reelwright.metrics.temporal import (
+    LARGEST_SIDE,
+    MOVING_PIXELS,
+    Motion,
+    feature_consistency,
+    luma_consistency,
+    measure_motion,
+)
 from reelwright.models.foreign import content_hash, freeze, load_foreign
 from reelwright.prepare import open_prepared
 from reelwright.randomness import derive_seed, keyed_generator
@@ -78,6 +85,7 @@ class Subjects:
     size: Size
     fps: float
     notes: tuple[str, ...] = ()
+    features: dict[str, list[Tensor]] = field(default_factory=dict)  # CLIP's, by row: several metrics take them
 
     @property
     def sets(self) -> list[VideoSet]:
@@ -239,7 +247,7 @@ def measure_clip(subjects: Subjects, clip: ClipModel, seed: int, progress: Progr
     result = Measured(notes=[f"CLIP: {clip.name} (sha256 of the weights {clip.sha256[:12]})"])
     table: list[list[str]] = []
     for videos in subjects.sets:
-        frames = _frame_features(videos, clip, progress)
+        frames = _frame_features(subjects, videos, clip, progress)
         order = derangement(len(videos.captions), seed)
         text = clip.text_features(videos.captions)
         cosines = {"matched": caption_cosines(frames, text), "shuffled": caption_cosines(frames, text[order])}
@@ -278,12 +286,14 @@ def derangement(count: int, seed: int) -> list[int]:
     return order
 
 
-def _frame_features(videos: VideoSet, clip: ClipModel, progress: Progress) -> list[Tensor]:
-    rows = []
-    for number, video in enumerate(videos.videos, start=1):
-        rows.append(clip.frame_features(video))
-        progress(f"CLIP features of {videos.name}", number, len(videos.videos))
-    return rows
+def _frame_features(subjects: Subjects, videos: VideoSet, clip: ClipModel, progress: Progress) -> list[Tensor]:
+    """`f d` of each video, computed once."""
+    if videos.name not in subjects.features:
+        rows = subjects.features[videos.name] = []
+        for number, video in enumerate(videos.videos, start=1):
+            rows.append(clip.frame_features(video))
+            progress(f"CLIP features of {videos.name}", number, len(videos.videos))
+    return subjects.features[videos.name]
 
 
 def measure_temporal(
@@ -307,10 +317,11 @@ def measure_temporal(
             progress(f"optical flow of {videos.name}", number, len(videos.videos))
         columns = {"dynamic degree (pixels a frame at 256)": [m.dynamic_degree for m in motions]}
         if whole:
-            columns[consistency] = [
-                feature_consistency(clip.frame_features(v)) if clip else luma_consistency(v, device)
-                for v in videos.videos
-            ]
+            if clip:
+                features = _frame_features(subjects, videos, clip, progress)
+                columns[consistency] = [feature_consistency(frames) for frames in features]
+            else:
+                columns[consistency] = [luma_consistency(video, device) for video in videos.videos]
             columns["warping error"] = [m.warping_error for m in motions if m.warping_error is not None]
             columns["change not explained by motion"] = [m.unexplained for m in motions if m.unexplained is not None]
         result.rows += [_mean_row(videos.name, subjects.split, name, v) for name, v in columns.items() if v]
@@ -327,6 +338,10 @@ def measure_temporal(
         headers = ["row", "move", *columns, "n"]
     title = "motion from frame to frame [95 % intervals over videos]; no column means anything without the others"
     result.tables.append((title if whole else title.split(";")[0], headers, table))
+    result.notes.append(
+        f"flow on frames of at most {LARGEST_SIDE} pixels at the shorter side; a clip moves where the fastest 5 % of a "
+        f"quarter of its frames reach {MOVING_PIXELS} pixels a frame (at 256)"
+    )
     return result
 
 

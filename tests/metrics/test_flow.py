@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reelwright.metrics.flow import gaussian_blur, luma, optical_flow, visible, warp
+from reelwright.metrics.flow import _median, gaussian_blur, luma, optical_flow, visible, warp
 
 
 def texture(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
@@ -94,6 +94,13 @@ def test_what_is_covered_or_leaves_is_not_visible():
     out[:, 0] = 3
     gone = visible(out, -out)[0]
     assert gone[:, :5].all() and not gone[:, 5:].any(), "what leaves the frame"
+
+
+def test_the_median_is_the_median():
+    values = torch.randn(2, 2, 7, 9, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(values, (1, 1, 1, 1), mode="replicate")
+    around = padded.unfold(2, 3, 1).unfold(3, 3, 1).flatten(4)
+    torch.testing.assert_close(_median(values), around.median(dim=-1).values, atol=0, rtol=0)
 
 
 def test_brightness_and_blur():

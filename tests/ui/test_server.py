@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -70,7 +71,7 @@ class Site:
     port: int
     workspace: Workspace
 
-    def ask(self, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
+    def ask(self, path: str, method: str = "GET", body: bytes | None = None, **headers: Any) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_SECONDS)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         try:
@@ -234,7 +235,7 @@ def test_nothing_is_served_without_the_token(locked: Site) -> None:
 
 
 def test_a_web_socket_is_refused(site: Site, locked: Site) -> None:
-    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": "13",
+    upgrade: dict[str, Any] = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": "13",
                "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ=="}  # fmt: skip
     for where in (site, locked):
         assert where.ask("/gradio_api/queue/join", **upgrade).status in (401, 403, 404, 405)
@@ -343,3 +344,24 @@ def test_listen_makes_a_token_and_ctrl_c_ends_it(tmp_path: Path) -> None:
         if process.stdout:
             process.stdout.close()
     shutil.rmtree(tmp_path / ".reelwright")
+
+
+def test_logging_in_with_a_browser(locked: Site) -> None:
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on PATH")
+    with driver.sync_playwright() as started:
+        browser = started.chromium.launch(
+            executable_path=chromium, args=["--headless", "--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{locked.port}/")
+        page.fill("input", "not-the-token")
+        page.click("button")
+        page.get_by_text("That is not the token").wait_for()
+        page.fill("input", TOKEN)
+        page.click("button")
+        page.locator("#generate-go").wait_for(timeout=WAIT_SECONDS * 1000)
+        assert page.evaluate("document.cookie") == "" and TOKEN not in page.url
+        browser.close()

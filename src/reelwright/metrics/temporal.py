@@ -15,11 +15,12 @@ from torch import Tensor
 
 from reelwright.metrics.flow import gaussian_blur, luma, optical_flow, visible, warp
 
-LARGEST_SIDE = 256  # pixels of the shorter side: larger frames are shrunk to it first
+LARGEST_SIDE = 128  # pixels of the shorter side: larger frames are shrunk to it first
 REFERENCE_SIDE = 256  # flow is given in pixels of frames whose shorter side is this, whatever their size
 FASTEST_SHARE = 0.05  # of a frame's pixels
 MOVING_PIXELS = 0.3  # a frame, at REFERENCE_SIDE: from here on a pair of frames counts as moving
 MOVING_SHARE = 0.25  # of the pairs must move for the clip to count as one that moves
+MOST_PAIRS = 32  # of a video, evenly spaced: flow is the dear part
 PAIRS_AT_ONCE = 16
 
 SSIM_SIGMA, SSIM_C1, SSIM_C2 = 1.5, 0.01**2, 0.03**2  # Wang et al. 2004, section III-C, for luma in [0, 1]
@@ -48,20 +49,20 @@ class Motion:
 
 
 def measure_motion(video: np.ndarray, device: torch.device | str = "cpu") -> Motion:
-    """Flow figures of uint8 `f h w c`. ValueError for fewer than two frames."""
+    """Flow figures of uint8 `f h w c`, of at most 32 pairs of consecutive frames. ValueError for a single frame."""
     frames = _shrunk(_as_tensor(video).to(device))  # f 3 h w
     gray = luma(frames.permute(0, 2, 3, 1))  # f h w
     scale = REFERENCE_SIDE / min(frames.shape[2:])
     speeds, errors, differences = [], [], []
-    for start in range(0, len(frames) - 1, PAIRS_AT_ONCE):
-        end = min(start + PAIRS_AT_ONCE, len(frames) - 1)
-        first, second = gray[start:end], gray[start + 1 : end + 1]
+    pairs = len(frames) - 1
+    for at in torch.linspace(0, pairs - 1, min(pairs, MOST_PAIRS)).round().long().split(PAIRS_AT_ONCE):
+        first, second = gray[at], gray[at + 1]
         forward = optical_flow(first, second)
         seen = visible(forward, optical_flow(second, first))  # n h w
         lengths = (forward.norm(dim=1) * seen).flatten(1)  # n h*w; a vector that is not confirmed is not believed
         count = max(1, round(FASTEST_SHARE * lengths.shape[1]))
         speeds += (lengths.topk(count, dim=1).values.mean(dim=1) * scale).tolist()
-        now, after = frames[start:end], frames[start + 1 : end + 1]
+        now, after = frames[at], frames[at + 1]
         errors += _seen_mean((now - warp(after, forward)).square().sum(dim=1), seen)
         differences += _seen_mean((now - after).square().sum(dim=1), seen)
     moving = np.mean(np.array(speeds) >= MOVING_PIXELS)

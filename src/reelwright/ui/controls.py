@@ -57,6 +57,7 @@ def stage(desk: Desk, job: Job | None, nothing: str, buttons: Sequence[str] = ("
     """A job as the middle of a tab shows it: how far it is, what it made, or why not."""
     if job is None:
         return f'<div class="rw-stage"><p class="rw-faint">{escape(nothing)}</p></div>'
+    job = desk.told(job)
     parts = [f'<p class="rw-title">{KINDS[job.kind]}: {STATES[job.state]}</p>']
     if job.request.get("prompt"):
         parts.append(f'<p class="rw-prompt">{escape(job.request["prompt"])}</p>')
@@ -75,8 +76,8 @@ def output_card(desk: Desk, name: str, buttons: Sequence[str] = ("reuse", "refin
     labels = {"reuse": "Use these settings", "refine": "Refine"}
     try:
         path = desk.workspace.resolve(name, "video")
-        recipe = read_recipe(path)
-    except UserError as error:
+        recipe, version = read_recipe(path), path.stat().st_mtime_ns
+    except (UserError, OSError) as error:
         return notice(str(error), "bad")
     offered = "".join(button(labels[action], action, name=name) for action in buttons)
-    return video_card(name, recipe, path.stat().st_mtime_ns, offered, playing=True)
+    return video_card(name, recipe, version, offered, playing=True)

@@ -25,9 +25,8 @@ class DataPage:
         self._desk = desk
         with gr.Column(elem_classes="rw-panel rw-form"):
             with gr.Row(equal_height=False):
-                first = self._choices()
                 self.data = gr.Dropdown(
-                    first, value=first[0][1] if first else None, label="Folder or recipe", scale=3, min_width=240,
+                    [], value=None, label="Folder or recipe", scale=3, min_width=240,
                     allow_custom_value=True, elem_id="data-folder", info="a name inside the workspace",
                 )  # fmt: skip
                 self.numbers = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import gradio as gr
@@ -63,6 +64,13 @@ class Desk:
         ]
         running = [job for job in fitting if job.state == "running"]
         return next(iter([*running, *fitting]), None)
+
+    def told(self, job: Job) -> Job:
+        """The job with the workspace's own names in its messages, where commands speak of whole paths."""
+        root = f"{self.workspace.root}/"
+        return replace(
+            job, error=job.error.replace(root, ""), notes=tuple(note.replace(root, "") for note in job.notes)
+        )
 
     def submit(self, kind: str, request: dict[str, Any]) -> tuple[Job | None, str]:
         """(the job, '') or (None, the one message of what is wrong)."""

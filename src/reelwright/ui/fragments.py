@@ -77,9 +77,9 @@ def video(name: str, version: float | str = 0, playing: bool = False, heavy: boo
     source = escape(f"{media_address(name)}?v={version}")
     if PurePosixPath(name).suffix.lower() == ".gif":
         return f'<img src="{source}" alt="{escape(name)}" loading="lazy">'
-    autoplay = " autoplay" if playing else ""
+    autoplay, start = (" autoplay", "") if playing else ("", "#t=0.01")  # else some browsers show no picture at all
     fetched = "none" if heavy and not playing else "metadata"
-    return f'<video src="{source}" loop muted{autoplay} playsinline preload="{fetched}"></video>'
+    return f'<video src="{source}{start}" loop muted{autoplay} playsinline preload="{fetched}"></video>'
 
 
 def video_card(

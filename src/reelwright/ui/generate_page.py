@@ -46,36 +46,31 @@ class GeneratePage:
         self.gallery = gr.HTML(elem_id="gallery", js_on_load=CLICKS)
         self.count = gr.State(GALLERY_PAGE)
         self.more = gr.Button("Show more", size="sm", visible=False)
-        self.live = [self.form["model"], self.stage, self.gallery, self.more]
+        self.live = [self.form["model"], *(self.form[name] for name in FROM_MODEL), self.stage, self.gallery, self.more]
         self._connect()
 
     def _build_form(self) -> dict[str, Any]:
-        choices = model_choices(self._desk)
-        first = choices[0][1] if choices else None
-        known = defaults_of(self._desk, first)
         form: dict[str, Any] = {}
-        form["model"] = gr.Dropdown(choices, value=first, label="Model", elem_id="generate-model")
+        form["model"] = gr.Dropdown([], value=None, label="Model", elem_id="generate-model")
         form["prompt"] = gr.Textbox(
             label="Prompt", lines=3, max_length=MAX_PROMPT_CHARACTERS, placeholder="What the video shows",
             elem_id="generate-prompt",
         )  # fmt: skip
         form["negative_prompt"] = gr.Textbox(label="Negative prompt", lines=1, max_length=MAX_PROMPT_CHARACTERS)
-        form["steps"] = gr.Slider(1, SLIDER_ENDS["steps"], value=known.get("steps"), step=1, label="Steps")
-        form["guidance"] = gr.Slider(
-            0, SLIDER_ENDS["guidance"], value=known.get("guidance"), step=0.1, label="Guidance"
-        )
+        form["steps"] = gr.Slider(1, SLIDER_ENDS["steps"], step=1, label="Steps")
+        form["guidance"] = gr.Slider(0, SLIDER_ENDS["guidance"], step=0.1, label="Guidance")
         with gr.Row(elem_classes="rw-end"):
             form["num_videos"] = number("Videos", 1, minimum=1, maximum=16, elem_id="generate-number")
             form["seed"] = number("Seed", 0, minimum=0, maximum=MAX_SEED, elem_id="generate-seed")
             self.dice = gr.Button("New seed", size="sm", min_width=90)
         with gr.Accordion("Size and sampler", open=False):
             with gr.Row():
-                form["width"] = number("Width", known.get("width"), minimum=1, maximum=4096)
-                form["height"] = number("Height", known.get("height"), minimum=1, maximum=4096)
+                form["width"] = number("Width", None, minimum=1, maximum=4096)
+                form["height"] = number("Height", None, minimum=1, maximum=4096)
             with gr.Row():
-                form["frames"] = number("Frames", known.get("frames"), minimum=1, maximum=1024)
-                form["fps"] = number("Frames / s", known.get("fps"), whole=False, minimum=0.1, maximum=240)
-            form["sampler"] = gr.Dropdown(SAMPLER_CHOICES, value=known.get("sampler"), label="Sampler")
+                form["frames"] = number("Frames", None, minimum=1, maximum=1024)
+                form["fps"] = number("Frames / s", None, whole=False, minimum=0.1, maximum=240)
+            form["sampler"] = gr.Dropdown(SAMPLER_CHOICES, value=None, label="Sampler")
         return form
 
     def _connect(self) -> None:
@@ -112,8 +107,10 @@ class GeneratePage:
         job = desk.latest("generate")
         names = [(entry.name, entry.modified) for entry in outputs[: count + 1]]
         nothing = "What you generate appears here. The first video takes longer: the model is loaded."
+        picks = choices and model not in [name for _, name in choices]  # a first choice is made for the user
         return [
             desk.when_changed(seen, "generate.models", choices, lambda: model_update(desk, model)),
+            *(self._take_defaults(choices[0][1]) if picks else [gr.skip() for _ in FROM_MODEL]),
             desk.when_changed(
                 seen,
                 "generate.stage",

@@ -33,7 +33,7 @@ class JobsPanel:
 
     def _drawn(self) -> str:
         jobs = self._desk.queue.list()
-        cards = [job_card(job) for job in sorted(jobs, key=lambda job: not job.active)[:MAX_SHOWN]]
+        cards = [job_card(self._desk.told(job)) for job in sorted(jobs, key=lambda job: not job.active)[:MAX_SHOWN]]
         return f'<div class="rw-jobs">{"".join(cards)}</div>' if cards else '<p class="rw-faint">None yet.</p>'
 
 

@@ -79,11 +79,12 @@ footer { display: none !important; }
 .rw-job.running .rw-state { color: var(--rw-accent); border-color: currentColor; }
 .rw-job.done .rw-state { color: var(--rw-good); } .rw-job.failed :is(.rw-state, .rw-error) { color: var(--rw-bad); }
 .rw-job-top .rw-button { margin-left: auto; }
-.rw-button { font: inherit; font-size: 12.5px; line-height: 1.3; padding: 4px 11px; border-radius: 7px;
+.rw-button { font: inherit; font-size: 12px; line-height: 1.3; padding: 4px 8px; border-radius: 7px;
   cursor: pointer;
   border: 1px solid var(--rw-line); background: var(--rw-soft); color: var(--rw-ink); }
 .rw-button:hover { border-color: var(--rw-accent); color: var(--rw-accent); }
 .rw-button:focus-visible { outline: 2px solid var(--rw-accent); outline-offset: 1px; }
+.gradio-container .rw-buttons .rw-button { margin: 0; }
 .rw-buttons { display: flex; gap: 6px; flex-wrap: wrap; margin-top: 8px; }
 .rw-bar { height: 6px; border-radius: 99px; background: var(--rw-line); overflow: hidden; margin: 8px 0 4px; }
 .rw-bar i { display: block; height: 100%; background: var(--rw-accent); border-radius: 99px; transition: width .4s; }
@@ -119,7 +120,8 @@ pre.rw-code, .rw-card pre { margin: 6px 0 0; padding: 10px 12px; background: var
 .rw-fields .form { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr));
   min-width: 0 !important;
   background: none; }
-.rw-panel { gap: 10px !important; } .rw-panel > .block.hide-container .html-container { padding: 0; }
+.rw-panel { gap: 10px !important; } .gradio-container .hide-container .html-container { padding: 0; }
+.gradio-container .wrap input { text-overflow: ellipsis; }
 .rw-title + .rw-grid, .rw-title + .rw-stage, .rw-stage .rw-grid, .rw-title + iframe { margin-top: 10px; }
 .rw-end { align-items: end !important; } .rw-end button { margin-bottom: 10px; }
 #run-samples .rw-grid, #run-now .rw-grid { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }

@@ -11,6 +11,7 @@ from reelwright.types import UserError
 from reelwright.ui.controls import MAX_SEED, SAMPLER_CHOICES, model_choices, model_update, number, stage
 from reelwright.ui.desk import Desk, Seen
 from reelwright.ui.fragments import CLICKS, escape, notice, signature, video
+from reelwright.ui.incoming import clear_incoming
 from reelwright.ui.requests import MAX_PROMPT_CHARACTERS
 from reelwright.ui.workspace import VIDEO_SUFFIXES
 
@@ -41,13 +42,12 @@ class RefinePage:
 
     def _build_form(self) -> dict[str, Any]:
         form: dict[str, Any] = {}
-        choices = model_choices(self._desk)
-        form["video"] = gr.Dropdown(self._names(), value=None, label="Video", elem_id="refine-video")
+        form["video"] = gr.Dropdown([], value=None, label="Video", elem_id="refine-video")
         most = self._desk.workspace.max_upload_bytes >> 20
         self.upload = gr.UploadButton(
             f"Upload a video (at most {most} MiB)", file_types=list(VIDEO_SUFFIXES), size="sm", elem_id="refine-upload"
         )
-        form["model"] = gr.Dropdown(choices, value=choices[0][1] if choices else None, label="Model")
+        form["model"] = gr.Dropdown([], value=None, label="Model")
         form["prompt"] = gr.Textbox(
             label="Prompt", lines=3, max_length=MAX_PROMPT_CHARACTERS, placeholder="What the video shows",
             elem_id="refine-prompt",
@@ -118,6 +118,7 @@ class RefinePage:
     def _forget(self, arrived: Path) -> None:
         if arrived.resolve().is_relative_to(self._desk.workspace.upload_folder.resolve()):
             arrived.unlink(missing_ok=True)
+        clear_incoming(self._desk.workspace.upload_folder)
 
     def _show(self, name: str | None) -> str:
         if not name:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from reelwright.types import UsageError, UserError
 from reelwright.ui.guard import LOCAL_HOSTS, MIN_TOKEN_CHARACTERS, Guard
+from reelwright.ui.incoming import clear_incoming
 from reelwright.ui.jobs import JobQueue
 from reelwright.ui.workspace import Workspace
 
@@ -61,6 +62,7 @@ def serve(options: ServerOptions, say: Say) -> None:
         token = options.token or (secrets.token_urlsafe(24) if options.listen else None)
         os.environ |= ENVIRONMENT | {"GRADIO_TEMP_DIR": str(workspace.upload_folder)}
         queue = JobQueue(workspace)
+        clear_incoming(workspace.upload_folder, 0.0)
         try:
             guarded = Guard(
                 build_app(workspace, queue),

@@ -35,9 +35,8 @@ class TrainPage:
         self._connect()
 
     def _build_start(self) -> None:
-        recipes = [entry.name for entry in self._desk.recipes()]
         self.hint = gr.HTML(elem_id="train-hint")
-        self.recipe = gr.Dropdown(recipes, value=None, label="Recipe", elem_id="train-recipe")
+        self.recipe = gr.Dropdown([], value=None, label="Recipe", elem_id="train-recipe")
         self.problem = gr.HTML(elem_id="train-problem")
         with gr.Tabs():
             with gr.Tab("Form"):
@@ -53,10 +52,7 @@ class TrainPage:
         self.said = gr.HTML(elem_id="train-said")
 
     def _build_run(self) -> None:
-        runs = self._desk.runs()
-        self.run = gr.Dropdown(
-            runs, value=runs[0] if runs else None, label="Run", elem_id="run-name", allow_custom_value=True
-        )
+        self.run = gr.Dropdown([], value=None, label="Run", elem_id="run-name", allow_custom_value=True)
         self.status = gr.HTML(elem_id="run-status")
         with gr.Row():
             self.stop = gr.Button("Stop", size="sm", interactive=False, min_width=90, elem_id="run-stop")
@@ -146,7 +142,12 @@ class TrainPage:
             desk.when_changed(
                 seen, "run.resume", (shown, active), lambda: gr.update(interactive=bool(shown) and not active)
             ),
-            desk.when_changed(seen, "run.status", (shown, signature(job)), lambda: status(shown, job) if shown else ""),
+            desk.when_changed(
+                seen,
+                "run.status",
+                (shown, signature(job)),
+                lambda: status(shown, job and desk.told(job)) if shown else "",
+            ),
             desk.when_changed(seen, "run.curve", (shown, _grown(metrics)), lambda: self._curve(shown, metrics)),
             desk.when_changed(seen, "run.samples", names, lambda: samples(desk, names)),
             desk.when_changed(

@@ -54,7 +54,7 @@ def through_windows(
         share = ((np.arange(common, dtype=np.float32) + 0.5) / max(1, common))[:, None, None, None]
         changed[:common] = faded + share * (changed[:common] - faded)
         yield from changed[: stop - start].round().clip(0, 255).astype(np.uint8)
-        faded = changed[stop - start :]
+        faded = changed[stop - start :].copy()  # lets go of the rest
 
 
 def _padded(pictures: list[Pictures], size: Size) -> Pictures:
