@@ -274,13 +274,3 @@ def test_no_tab_is_wider_than_the_window(browser, site: Site, width: int) -> Non
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= width, name
     page.close()
-
-
-def test_an_empty_workspace_says_what_to_do(browser, tmp_path: Path) -> None:
-    from reelwright.ui.controls import FIRST_STEPS
-    from reelwright.ui.fragments import empty
-
-    page = browser.new_page()
-    page.set_content(empty("Nothing yet", FIRST_STEPS))
-    assert "reelwright demo" in page.inner_text("ol")
-    page.close()

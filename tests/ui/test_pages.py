@@ -119,6 +119,21 @@ def test_what_did_not_change_is_left_alone(desk: Desk) -> None:
     assert changed and all("a red circle" in update for update in changed)
 
 
+def test_an_empty_workspace_says_what_to_do_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JobQueue, "_work", lambda self, lane: None)
+    queue = JobQueue(Workspace(tmp_path))
+    try:
+        empty = Desk(queue.workspace, queue)
+        with gr.Blocks():
+            pages = [GeneratePage(empty), TrainPage(empty)]
+        said = [str(update) for update in [*pages[0].refresh({}, None, 12), *pages[1].refresh({}, None, None)]]
+        for command in ("reelwright demo", "reelwright shapes data/shapes", "reelwright init my-project"):
+            assert any(command in text for text in said), command
+        assert "train one first" in pages[0]._generate(*(None for _ in FIELDS))
+    finally:
+        queue.close()
+
+
 def test_a_first_model_brings_its_settings(desk: Desk) -> None:
     with gr.Blocks():
         page = GeneratePage(desk)
