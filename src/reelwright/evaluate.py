@@ -218,8 +218,12 @@ def _with_earlier(run: RunDirectory, result: Result) -> list[ScoreRow]:
     """The new rows, and those of other metrics measured before on the same weights."""
     sha256 = result.about["model_sha256"][:12]
     new = [{**row, "model_sha256": sha256} for row in result.rows]
-    measured = {row["metric"] for row in new}
-    earlier = [r for r in run.read_scores()[0] if r.get("model_sha256") == sha256 and r["metric"] not in measured]
+    measured = {(row["metric"], row.get("split")) for row in new}
+    earlier = [
+        row
+        for row in run.read_scores()[0]
+        if row.get("model_sha256") == sha256 and (row["metric"], row.get("split")) not in measured
+    ]
     return new + earlier
 
 

@@ -167,6 +167,7 @@ def _foreign_to_export(target: Path, single: bool) -> str:
         except (SafetensorError, OSError, ValueError):
             return "a file that is no export is there"
     present = [path for path in sorted(target.rglob("*")) if not path.is_dir() or path.is_symlink()]
+    present = [path for path in present if path.name != ".DS_Store"]  # a file browser's, in any folder it has shown
     if not present:
         return ""
     if not (target / INDEX).is_file():

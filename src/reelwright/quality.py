@@ -231,7 +231,9 @@ def load_clip(source: str, device: torch.device) -> ClipModel:
     if settings.model_type != "clip":
         raise UserError(f"--clip {source}: holds a {settings.model_type}, no CLIP; give a directory or hub id of one")
     tokenizer = load(transformers.AutoTokenizer)
-    network = load(transformers.CLIPModel, use_safetensors=True, dtype=torch.float32)
+    network, report = load(transformers.CLIPModel, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):  # transformers would fill them at random
+        raise UserError(f"--clip {source}: {len(missing)} of its tensors are missing, as {missing[0]}; fetch it again")
     freeze(network)
     try:
         values = load_foreign(lambda: read_preprocessor_config(source), source, "--clip")

@@ -212,7 +212,10 @@ def train(
         if main:
             write_run_page(run)
             if state.step >= steps:  # after all else: without room for it, everything else stands
-                log(f"final model: {export_final(run, prepared)}")
+                try:
+                    log(f"final model: {export_final(run, prepared)}")
+                except UserError as reason:  # the run itself is done and saved
+                    log(f"no final model: {reason}")
             log(
                 f"stopped by {stopping} at step {state.step}; the same command goes on"
                 if stopping

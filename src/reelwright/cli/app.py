@@ -30,7 +30,7 @@ def main() -> None:
     try:
         code = app(args=arguments, standalone_mode=False)
         if code == INTERRUPTED:  # typer makes this of a KeyboardInterrupt
-            print_error("interrupted; the same command goes on where it stopped")
+            print_error("interrupted; prepare, train and experiment go on where they stopped when run again")
     except UserError as error:
         if debug:
             traceback.print_exc()

@@ -65,7 +65,6 @@ def run(
     with Progress(quiet=as_json) as progress:
         outcome = run_experiment(planned, progress)
     if outcome.interrupted:
-        print_error("interrupted; the same command goes on where it stopped")
         raise typer.Exit(INTERRUPTED)
     compared = _compare([planned.out], planned.out / COMPARE_PAGE, (), as_json, planned.path)
     if outcome.out_of_time:

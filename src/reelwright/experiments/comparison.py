@@ -274,6 +274,8 @@ def _obstacle_of_all(measure: str, runs: Sequence[RunFacts]) -> str:
         return f"the runs' held-out losses are not one measure (they differ in {', '.join(parts)})" if parts else ""
     if len({run.checker for run in having}) > 1:
         return "the runs were read by different checkers"
+    if len({run.networks.get(measure) for run in having}) > 1:
+        return "the runs were measured with different networks, or unequal numbers of videos"
     if len({run.conditions for run in having}) > 1:
         return "the runs were measured under different conditions"
     return ""

@@ -63,7 +63,7 @@ def run_command(
                 now = time.monotonic()
                 if not stopped and (stopped := stop()):
                     told = now
-                    child.send_signal(signal.SIGINT)
+                    os.kill(child.pid, signal.SIGINT)  # not send_signal: it may reap the child before wait4 does
                 if kill() or (stopped and now - told > STOP_SECONDS):
                     _kill_group(child.pid)
                 on_tick(now - started)

@@ -58,6 +58,7 @@ class RunFacts:
     seconds: float | None = None  # of training
     curve: list[list[float | None]] = field(default_factory=list)  # of the held-out loss: step, loss, low, high
     measures: dict[str, Measured] = field(default_factory=dict)
+    networks: dict[str, str] = field(default_factory=dict)  # what measured them, where a network did
     held_out_unit: dict[str, Any] = field(default_factory=dict)  # held-out losses of equal units can be compared
     data_sha256: str | None = None  # of the training samples: clips, latents and captions
     checker: str | None = None
@@ -127,6 +128,7 @@ def _read_scores(run: RunDirectory, facts: RunFacts) -> None:
     except UserError as damage:
         facts.problems.append(str(damage))
         return
+    most: dict[str, float] = {}  # videos behind the figure kept: a distance is given at N, N/2 and N/4
     for row in rows:
         if row.get("row") != "model" or HELD_OUT in str(row.get("metric")):
             continue
@@ -134,6 +136,12 @@ def _read_scores(run: RunDirectory, facts: RunFacts) -> None:
         if not is_number(row.get("value")):
             facts.problems.append(f"{name}: no finite value")
             continue
+        count = float(row["n"]) if is_number(row.get("n")) else 0.0
+        if count < most.get(name, 0.0):
+            continue
+        most[name] = count
+        if network := row.get("network"):  # without an interval it is a distance between sets, which falls with n
+            facts.networks[name] = str(network) if is_number(row.get("low")) else f"{network} of {count:g} videos"
         facts.measures[name] = _measured(row["value"], row.get("low"), row.get("high"), row.get("n"))
     if match := _CHECKER.search(conditions):
         facts.checker = match[1]

@@ -82,15 +82,17 @@ class Preprocessing:
 
 
 def read_preprocessor_config(source: str) -> dict[str, Any]:
-    """preprocessor_config.json of a model directory or hub id; empty where it has none."""
+    """preprocessor_config.json of a model directory or hub id; empty where the model has none."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     name = "preprocessor_config.json"
     path = Path(source) / name
     if not Path(source).is_dir():
         try:
             path = Path(hf_hub_download(source, name))
+        except LocalEntryNotFoundError:  # not fetched: the model may have one, and its pixels would be wrong without
+            raise
         except EntryNotFoundError:
             return {}
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

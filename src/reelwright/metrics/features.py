@@ -6,7 +6,6 @@ A distance means something only together with its network, weights, picture size
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from reelwright.metrics import i3d
-from reelwright.metrics.clip import Preprocessing
+from reelwright.metrics.clip import Preprocessing, read_preprocessor_config
 from reelwright.metrics.torchscript import load_torchscript
 from reelwright.types import UsageError, UserError
 
@@ -220,7 +219,7 @@ def _pretrained(
         )
         if missing := sorted(loading["missing_keys"]):
             raise ValueError(f"{len(missing)} of its tensors are missing, as {missing[0]}")
-        values = {**defaults, **preprocessor_config(source)}
+        values = {**defaults, **read_preprocessor_config(source)}
         image_size = getattr(settings, "vision_config", settings).image_size
         return network, Preprocessing.from_config(values, image_size)
     except Exception as error:  # the libraries raise a dozen unrelated types: every one means 'cannot be loaded'
@@ -229,23 +228,6 @@ def _pretrained(
             f"features = {spec}: cannot be loaded ({type(error).__name__}: {reason}); give a local directory with "
             "config.json and safetensors weights, or a hub id while the network is up"
         ) from error
-
-
-def preprocessor_config(source: str) -> dict[str, Any]:
-    """preprocessor_config.json of a model directory or hub id; empty where the model has none."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    name = "preprocessor_config.json"
-    path = Path(source) / name
-    if not Path(source).is_dir():
-        try:
-            path = Path(hf_hub_download(source, name))
-        except LocalEntryNotFoundError:  # not fetched: the model may have one, and its pixels would be wrong without
-            raise
-        except EntryNotFoundError:
-            return {}
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 KINDS: dict[str, tuple[Callable[[str, torch.device, str], FeatureNetwork], str]] = {

@@ -113,7 +113,11 @@ class Guard:
         """
         refusal = "This request comes from another site's page."
         for origin in headers.get("origin", []):
-            if urlsplit(origin).netloc.lower() != headers["host"][0].lower():
+            try:
+                place = urlsplit(origin).netloc.lower()
+            except ValueError:  # such as `http://[`
+                return refusal
+            if place != headers["host"][0].lower():
                 return refusal
         site, mode = (headers.get(f"sec-fetch-{name}", [""])[0] for name in ("site", "mode"))
         opened = mode == "navigate" and scope["method"] in ("GET", "HEAD") and scope["path"] == "/"

@@ -32,8 +32,9 @@ def start_child(module: str, arguments: Sequence[str], at_death: signal.Signals,
 def _environment() -> dict[str, str]:
     """Ours; a search path relative to our working directory would mean another folder in the child's."""
     environment = dict(os.environ)
-    if paths := environment.get("PYTHONPATH"):
-        environment["PYTHONPATH"] = os.pathsep.join(str(Path(path).absolute()) for path in paths.split(os.pathsep))
+    paths = [str(Path(path).absolute()) for path in environment.pop("PYTHONPATH", "").split(os.pathsep) if path]
+    if paths:  # an empty part would mean the working directory, which is the workspace
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
     return environment
 
 
