@@ -25,7 +25,9 @@ EXACT_CONVERSION = (
     | Interpolation.BITEXACT
 )
 # Without B-frames the first timestamp is 0 in every reader; crf 10 is visually lossless.
-H264_OPTIONS = {"crf": "10", "preset": "medium", "bf": "0"}
+# x264's analysis of half-size frames ahead is left out: at 32x32 it gave other bytes in 10 of 1,500 writes of a video,
+# without it in 0 of 700.
+H264_OPTIONS = {"crf": "10", "preset": "medium", "bf": "0", "x264-params": "rc-lookahead=0:weightp=0:scenecut=0"}
 VP9_OPTIONS = {"crf": "12", "b:v": "0", "row-mt": "0", "deadline": "good", "cpu-used": "2"}
 PADDED = "padded from "  # mp4 only: the true size, kept in the 'description' tag
 UNSTEADY = 0.1  # of a frame's time: how far from an even rate rounded timestamps get (8 fps in a gif: 0.04)

