@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 PLAIN_INTERVAL_SECONDS = 10.0
+ERROR_PREFIX = "reelwright: "
 
 
 class Progress:
@@ -78,4 +79,10 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], title:
 
 
 def print_error(message: str) -> None:
-    print(f"reelwright: {message}", file=sys.stderr, flush=True)
+    print(f"{ERROR_PREFIX}{message}", file=sys.stderr, flush=True)
+
+
+def last_error(text: str) -> str:
+    """The last message of `print_error` in what a command printed, to the end of the text; '' where it has none."""
+    _, found, message = ("\n" + text).rpartition(f"\n{ERROR_PREFIX}")
+    return message.strip() if found else ""

@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from reelwright.config import flatten, to_yaml
+from reelwright.durable import sha256_of, sync
 from reelwright.loading import StoredModel, class_of, is_frozen, open_model
 from reelwright.models.exported import (
     CARD,
@@ -31,10 +32,8 @@ from reelwright.models.exported import (
     DataSummary,
     FileEntry,
     ModelIndex,
-    digest,
     read_index,
     read_tensors,
-    sync,
     write_directory,
     write_file,
 )
@@ -181,7 +180,7 @@ def _foreign_to_export(target: Path, single: bool) -> str:
     except (UserError, OSError, ValueError):
         return f"its {INDEX} is not of an export, or damaged"
     card = index.files.get(CARD)
-    if (target / CARD).is_file() and (card is None or digest(target / CARD) != card.sha256):
+    if (target / CARD).is_file() and (card is None or sha256_of(target / CARD) != card.sha256):
         return f"its {CARD} was edited since"
     return ""
 

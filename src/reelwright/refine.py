@@ -12,7 +12,6 @@ smoother, but twice as many frames were a mix of two pictures.) No more than a w
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,10 +28,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reelwright import __version__
-from reelwright.data.decode import CONTAINERS, BadVideo, probe, shown
+from reelwright.data.decode import BadVideo, opened, probe, shown
 from reelwright.data.resize import fit
 from reelwright.diffusion.sampler import sample_times
 from reelwright.diffusion.schedule import Schedule
+from reelwright.durable import sha256_of
 from reelwright.generate import (
     Compute,
     Progress,
@@ -76,7 +76,7 @@ class Source:
     def pictures(self) -> Iterator[Pictures]:
         """Frames in order, uint8 `h w c`, one in memory at a time."""
         _, height, width = self.decoded.tuple
-        with _opened(self.path) as (container, stream):
+        with _reopened(self.path) as (container, stream):
             for frame in islice(container.decode(stream), self.skipped_frames, None):
                 picture = shown(frame)
                 if picture.shape[:2] != (height, width):  # the pixel aspect is what the shapes differ by
@@ -97,16 +97,14 @@ def open_source(path: Path, say: Say) -> Source:
         raise UserError(f"{path}: {reason}; re-encode it or use another video") from None
     if info.num_frames < 2:
         raise UserError(f"{path}: holds a single frame; a video has at least 2")
-    with _opened(path) as (container, stream):
+    with _reopened(path) as (container, stream):
         nominal = stream.average_rate
         silent = not container.streams.audio
         height, width = true_size(info.height, info.width, container.metadata.get("description", ""))
     seconds = info.timestamps - info.first_seconds
     rate, steady = even_rate(seconds, nominal)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Source(
-        path, Size(info.num_frames, height, width), seconds, rate, steady, silent, digest,
+        path, Size(info.num_frames, height, width), seconds, rate, steady, silent, sha256_of(path),
         Size(info.num_frames, info.height, info.width), info.skipped_frames,
     )  # fmt: skip
 
@@ -365,13 +363,10 @@ def _memory_told(size: Size) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """The container and video stream `probe` looked at. UserError where it can no longer be read."""
-    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+def _reopened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """What `probe` looked at. UserError where it can no longer be read."""
     try:
-        with av.open(f"file:{path}", options=options, metadata_errors="ignore") as container:
-            stream = next(s for s in container.streams.video if not s.disposition & s.disposition.attached_pic)
-            stream.thread_count = 1
-            yield container, stream
-    except (av.error.FFmpegError, StopIteration) as error:
+        with opened(path) as found:
+            yield found
+    except (BadVideo, av.error.FFmpegError) as error:
         raise UserError(f"{path}: cannot be decoded any longer ({error}); was it changed?") from None

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from reelwright.config import flatten, read_yaml, to_yaml
+from reelwright.durable import replace_file
 from reelwright.types import UsageError, UserError
 
 _STEP_NAME = re.compile(r"step-(\d{7,})")
@@ -81,7 +82,7 @@ class RunDirectory:
 
     def write_recipe(self, recipe: Mapping[str, Any]) -> None:
         """Save the resolved recipe, whole or not at all."""
-        _replace_file(self.recipe_path, to_yaml(recipe))
+        replace_file(self.recipe_path, to_yaml(recipe))
 
     def read_recipe(self) -> dict[str, Any]:
         return read_yaml(self.recipe_path)
@@ -122,11 +123,11 @@ class RunDirectory:
         """Drop every metric and log line of a step after `step`; lines without a step stay. Each file atomically."""
         if self.metrics_path.is_file():
             kept = [record for record in self.read_metrics() if record.get("step", step) <= step]
-            _replace_file(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
+            replace_file(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
         if self.log_path.is_file():
             lines = self.log_path.read_bytes().decode("utf-8", "replace").split("\n")
             logged = [int(match[1]) if (match := _LOGGED_STEP.match(line)) else step for line in lines]
-            _replace_file(self.log_path, "\n".join(line for line, at in zip(lines, logged, strict=True) if at <= step))
+            replace_file(self.log_path, "\n".join(line for line, at in zip(lines, logged, strict=True) if at <= step))
 
     # What was made
 
@@ -153,7 +154,7 @@ class RunDirectory:
             if missing := {"row", "metric", "value"} - set(row):
                 raise ValueError(f"a score needs row, metric and value; {dict(row)} lacks {', '.join(sorted(missing))}")
         content = {"conditions": conditions, "scores": [finite(row) for row in rows]}
-        _replace_file(self.scores_path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        replace_file(self.scores_path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def read_scores(self) -> tuple[list[dict[str, Any]], str]:
         """The rows and the conditions `write_scores` saved; ([], "") where nothing was measured yet."""
@@ -234,6 +235,11 @@ def _shown(value: Any) -> str:
     return "not set" if value is _NOT_SET else json.dumps(value, ensure_ascii=False, default=str)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of a metrics line or a score is a figure: neither null nor infinite, nor a truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def finite(value: Any) -> Any:
     """JSON values with null for NaN and infinities."""
     if isinstance(value, Mapping):
@@ -265,16 +271,3 @@ def _append_line(path: Path, line: str, keep_partial: bool) -> None:
                 else:
                     file.truncate(path.read_bytes().rfind(b"\n") + 1)
         file.write(line.encode("utf-8", "backslashreplace") + b"\n")
-
-
-def _replace_file(path: Path, text: str) -> None:
-    """Write beside, sync, rename over: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

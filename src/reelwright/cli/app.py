@@ -30,7 +30,7 @@ def main() -> None:
     try:
         code = app(args=arguments, standalone_mode=False)
         if code == INTERRUPTED:  # typer makes this of a KeyboardInterrupt
-            print_error("interrupted; prepare, train and experiment go on where they stopped when run again")
+            print_error("interrupted; of prepare, train and experiment the same command goes on")
     except UserError as error:
         if debug:
             traceback.print_exc()

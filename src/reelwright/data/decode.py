@@ -97,7 +97,7 @@ def probe(path: VideoFile) -> VideoInfo:
     seconds: list[float | None] = []
     skipped = 0
     first: av.VideoFrame | None = None
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         # The loop filter changes pixels, not which frames decode; without it probing is a fifth faster.
         stream.codec_context.options = {"skip_loop_filter": "all"}
         for frame in _frames(container, stream):
@@ -182,7 +182,7 @@ def read_window(
     pictures: dict[int, NDArray[np.uint8]] = {}
     remaining = sorted(set(wanted.tolist()), reverse=True)
     index = -1
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         aspect = _pixel_aspect(stream)
         for frame in _frames(container, stream):
             if frame is None:
@@ -247,7 +247,7 @@ def _declared_seconds(container: Any, stream: av.VideoStream) -> float:
 
 
 @contextmanager
-def _opened(path: VideoFile) -> Iterator[tuple[Any, av.VideoStream]]:
+def opened(path: VideoFile) -> Iterator[tuple[Any, av.VideoStream]]:
     """The container and its first real video stream; BadVideo where there is none."""
     try:
         if not path.is_file():

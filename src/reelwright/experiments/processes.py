@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
@@ -13,6 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from reelwright.children import child_environment, kill_group
+from reelwright.console import last_error
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 120.0  # to finish a step and a save, before it is killed
@@ -55,7 +57,7 @@ def run_command(
         begins = output.tell()
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "reelwright.experiments.child", str(peak), *words],
-            stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=_environment(),
+            stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=child_environment(),
             start_new_session=True,
         )  # fmt: skip
         try:
@@ -65,11 +67,11 @@ def run_command(
                     told = now
                     os.kill(child.pid, signal.SIGINT)  # not send_signal: it may reap the child before wait4 does
                 if kill() or (stopped and now - told > STOP_SECONDS):
-                    _kill_group(child.pid)
+                    kill_group(child.pid)
                 on_tick(now - started)
                 time.sleep(POLL_SECONDS)
         except BaseException:
-            _kill_group(child.pid)
+            kill_group(child.pid)
             ended = os.wait4(child.pid, 0)
             raise
         finally:
@@ -84,18 +86,6 @@ def run_command(
     return Ended(child.returncode, seconds, ended[2].ru_maxrss * unit, gpu, reason, stopped)
 
 
-def _environment() -> dict[str, str]:
-    """Ours; a search path relative to our folder would mean another one in the child's."""
-    paths = os.environ.get("PYTHONPATH", "")
-    absolute = os.pathsep.join(str(Path(path).absolute()) for path in paths.split(os.pathsep) if path)
-    return {**os.environ, **({"PYTHONPATH": absolute} if absolute else {})}
-
-
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
 def _reason(log: Path, begins: int, code: int) -> str:
     """The command's own message, else its last line, else how it ended."""
     with log.open("rb") as file:
@@ -104,6 +94,5 @@ def _reason(log: Path, begins: int, code: int) -> str:
     how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     if code == -signal.SIGKILL:
         how += " (the system kills what asks for more memory than there is)"
-    _, found, message = ("\n" + text).rpartition("\nreelwright: ")
-    said = message if found else (text.splitlines() or [""])[-1]
+    said = last_error(text) or (text.splitlines() or [""])[-1]
     return f"{how}: {said[:MAX_REASON]}" if said and code > 0 else how

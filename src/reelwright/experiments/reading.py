@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 
 from reelwright.config import flatten
 from reelwright.recipe import MAY_CHANGE
-from reelwright.run import RunDirectory, step_of
+from reelwright.run import RunDirectory, is_number, step_of
 from reelwright.training import checkpoint as checkpoints
 from reelwright.types import UserError
 
@@ -183,10 +182,6 @@ def unequal(units: Sequence[Mapping[str, Any]]) -> list[str]:
     """The parts in which units differ."""
     keys = dict.fromkeys(key for unit in units for key in unit)
     return [key for key in keys if any(unit.get(key) != units[0].get(key) for unit in units)]
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _finite(value: Any) -> float | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from reelwright.durable import replace_file
 from reelwright.experiments.spec import Experiment
 from reelwright.run import compare_recipes, finite
 from reelwright.types import UsageError, UserError
@@ -82,16 +82,8 @@ class Record:
 
     def save(self, out: Path) -> None:
         """Whole or not at all."""
-        path = out / RECORD
-        temporary = path.with_name(f".{RECORD}.{os.getpid()}.part")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(finite({"version": VERSION, **asdict(self)}), file, indent=1, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        content = finite({"version": VERSION, **asdict(self)})
+        replace_file(out / RECORD, json.dumps(content, indent=1, allow_nan=False))
 
 
 def go_on(experiment: Experiment) -> tuple[Record, list[str]]:

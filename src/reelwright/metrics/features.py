@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from reelwright.durable import sha256_of
 from reelwright.metrics import i3d
 from reelwright.metrics.clip import Preprocessing, read_preprocessor_config
 from reelwright.metrics.torchscript import load_torchscript
@@ -121,10 +122,8 @@ def _i3d_pooled(source: str, device: torch.device, spec: str) -> FeatureNetwork:
 
 
 def _i3d_network(name: str, path: Path, device: torch.device, width: int, forward: Forward) -> FeatureNetwork:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return FeatureNetwork(
-        f"{name} ({path.name})", (i3d.SIDE, i3d.SIDE), i3d.FRAMES, sha256, width,
+        f"{name} ({path.name})", (i3d.SIDE, i3d.SIDE), i3d.FRAMES, sha256_of(path), width,
         "whole pictures resized (bilinear, not antialiased) to", device, _stretch, forward,
     )  # fmt: skip
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reelwright.config import Config
+from reelwright.durable import sha256_of, sync
 from reelwright.models.foreign import LFS_HEADER, content_hash
 from reelwright.types import UsageError, UserError
 
@@ -116,11 +116,6 @@ def seal(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def text_entry(text: str) -> FileEntry:
     data = text.encode()
     return FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
@@ -162,7 +157,7 @@ def write_directory(folder: Path, contents: Contents, index_of: Callable[[dict[s
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         _save(tensors, folder / name, {"format": "pt"})
     names = sorted([*contents.texts, *contents.tensors])
-    files = {name: FileEntry(bytes=(folder / name).stat().st_size, sha256=digest(folder / name)) for name in names}
+    files = {name: FileEntry(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name)) for name in names}
     (folder / INDEX).write_text(index_text(index_of(files)) + "\n", encoding="utf-8")
     for path in [*folder.rglob("*"), folder]:
         sync(path)
@@ -198,14 +193,6 @@ def index_text(index: ModelIndex) -> str:
     return json.dumps({"_class_name": CLASS_NAME, **content, "sha256": seal(content)}, indent=1, allow_nan=False)
 
 
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def verify_files(path: Path, index: ModelIndex) -> None:
     """UserError names the first file that is missing, changed, a link to elsewhere, or not of the index."""
     root = path.resolve()
@@ -218,7 +205,7 @@ def verify_files(path: Path, index: ModelIndex) -> None:
         if not file.is_file():
             raise UserError(f"{file}: missing; export the model again")
         size = file.stat().st_size
-        if size != entry.bytes or digest(file) != entry.sha256:
+        if size != entry.bytes or sha256_of(file) != entry.sha256:
             raise UserError(
                 f"{file}: damaged or changed: {size} bytes, {INDEX} says {entry.bytes} with sha256 "
                 f"{entry.sha256[:12]}...; copy it anew or export the model again"

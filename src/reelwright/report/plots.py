@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from reelwright.run import is_number
 
 # Stands for the page's text colour inside matplotlib, which knows no `currentColor`.
 INK = "#0b0c0d"
@@ -47,7 +48,7 @@ def loss_curve(
     """SVG of the training loss (step, loss), raw and smoothed; the held-out loss (step, loss, low, high) with its
     interval; below them the learning rate (step, rate). Points that are not finite are left out."""
     train, learning_rate = _finite(train), _finite(learning_rate)
-    held_out = [point for point in held_out if all(_number(value) for value in point[:2])]
+    held_out = [point for point in held_out if all(is_number(value) for value in point[:2])]
     if not train and not held_out:
         raise ValueError("there is no finite loss to draw: give at least one (step, loss)")
     with matplotlib.rc_context(_STYLE):
@@ -116,7 +117,7 @@ def score_bars(rows: Sequence[Mapping[str, Any]]) -> str:
 
     A row is {"row": who, "metric": by what, "value": v, "low": l, "high": h}; low and high may be missing.
     """
-    drawn = [row for row in rows if _number(row.get("value"))]
+    drawn = [row for row in rows if is_number(row.get("value"))]
     if not drawn:
         raise ValueError("there is no score to draw: give at least one row with a finite value")
     metrics = list(dict.fromkeys(str(row.get("metric")) for row in drawn))
@@ -132,9 +133,9 @@ def score_bars(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _score_panel(axes: Axes, metric: str, group: Sequence[Mapping[str, Any]]) -> None:
     values = [float(row["value"]) for row in group]
-    lows = [float(row["low"]) if _number(row.get("low")) else value for row, value in zip(group, values, strict=True)]
+    lows = [float(row["low"]) if is_number(row.get("low")) else value for row, value in zip(group, values, strict=True)]
     highs = [
-        float(row["high"]) if _number(row.get("high")) else value for row, value in zip(group, values, strict=True)
+        float(row["high"]) if is_number(row.get("high")) else value for row, value in zip(group, values, strict=True)
     ]
     places = range(len(group))
     axes.barh(places, values, height=0.62, color=BLUE, alpha=0.85)
@@ -156,7 +157,7 @@ def _score_panel(axes: Axes, metric: str, group: Sequence[Mapping[str, Any]]) ->
 def _band(axes: Axes, held_out: Sequence[tuple[float, float, float, float]]) -> None:
     steps = [point[0] for point in held_out]
     axes.plot(steps, [point[1] for point in held_out], color=ORANGE, marker="o", markersize=4, label="held-out")
-    bounded = [point for point in held_out if all(_number(value) for value in point)]
+    bounded = [point for point in held_out if all(is_number(value) for value in point)]
     if bounded:
         at, _, low, high = zip(*bounded, strict=True)
         axes.fill_between(at, low, high, color=ORANGE, alpha=0.2, linewidth=0, label="held-out, 95 % interval")
@@ -187,12 +188,8 @@ def _extremes(values: Sequence[float]) -> tuple[float, float]:
     return (min(values), max(values)) if values else (0.0, 0.0)
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
 def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [point for point in points if all(_number(value) for value in point)]
+    return [point for point in points if all(is_number(value) for value in point)]
 
 
 def _plain(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from reelwright.report.page import Page
 from reelwright.report.plots import held_out_by_time, loss_curve, score_bars
-from reelwright.run import RunDirectory, step_of
+from reelwright.run import RunDirectory, is_number, step_of
 
 SAMPLE_FORMATS = (".mp4", ".webm", ".gif")  # contact sheets lie there too, and would show the same again
 DRAWN_METRICS = ("joint accuracy", "own clip is nearest", "PSNR to own clip (dB)")  # the table has all of them
@@ -45,7 +45,7 @@ def write_run_page(run: RunDirectory) -> Path:
 
 
 def _subtitle(records: Records) -> str:
-    steps = [record["step"] for record in records if _number(record.get("step"))]
+    steps = [record["step"] for record in records if is_number(record.get("step"))]
     return f"{max(steps):,} training steps" if steps else "No training step was logged yet."
 
 
@@ -54,7 +54,7 @@ def _series(records: Records, key: str, *more: str) -> list[tuple[float, ...]]:
     return [
         (record["step"], record[key], *(_or_nan(record.get(name)) for name in more))
         for record in records
-        if _number(record.get("step")) and _number(record.get(key))
+        if is_number(record.get("step")) and is_number(record.get(key))
     ]
 
 
@@ -149,7 +149,7 @@ def _scores(page: Page, run: RunDirectory) -> None:
     drawn = [
         {**row, "row": ", ".join(str(row[key]) for key in ("row", "split") if row.get(key))}
         for row in scores
-        if row.get("metric") in DRAWN_METRICS and _number(row.get("value"))
+        if row.get("metric") in DRAWN_METRICS and is_number(row.get("value"))
     ]
     if drawn:
         page.image(score_bars(drawn))
@@ -168,7 +168,7 @@ def _curves(page: Page, records: Records, held_out: Sequence[tuple[float, ...]])
         page.section("Loss")
         rates = [(step, rate) for step, rate in _series(records, "learning_rate")]
         page.image(loss_curve(train, bounded, rates))
-    measured = [record for record in records if record.get("heldout_by_time") and _number(record.get("step"))]
+    measured = [record for record in records if record.get("heldout_by_time") and is_number(record.get("step"))]
     times = measured[-1].get("heldout_times") if measured else None
     by_time = {
         int(record["step"]): [_or_nan(value) for value in record["heldout_by_time"]]
@@ -182,9 +182,5 @@ def _curves(page: Page, records: Records, held_out: Sequence[tuple[float, ...]])
         )
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _or_nan(value: Any) -> float:
-    return float(value) if _number(value) else math.nan
+    return float(value) if is_number(value) else math.nan

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
@@ -23,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from reelwright.durable import sha256_of, sync
 from reelwright.types import UserError
 
 MANIFEST = "manifest.json"
@@ -92,11 +92,11 @@ def save_checkpoint(
         manifest["sha256"] = _seal(manifest)
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in [*temporary.iterdir(), temporary]:
-            _sync(path)
+            sync(path)
         if target.exists():  # a damaged one of the same step that resuming passed over
             shutil.rmtree(target)
         temporary.rename(target)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:  # safetensors wraps the system's errors in its own
         shutil.rmtree(temporary, ignore_errors=True)
         free = shutil.disk_usage(folder).free if folder.exists() else 0
@@ -200,9 +200,7 @@ def _state_json(state: TrainState) -> str:
 
 
 def _file_entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _provenance() -> dict[str, Any]:
@@ -214,11 +212,3 @@ def _provenance() -> dict[str, Any]:
         "host": platform.node(),
         "versions": {"reelwright": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

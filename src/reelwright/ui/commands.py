@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reelwright.config import to_yaml
+from reelwright.console import last_error
 from reelwright.recipe import Recipe
 from reelwright.run import RunDirectory
 from reelwright.ui.admission import admit_data, admit_model, admit_recipe
@@ -24,7 +25,6 @@ from reelwright.ui.workspace import Workspace
 
 TAIL_BYTES, MAX_MESSAGE = 16_384, 4000
 _COUNTED = re.compile(r"(?P<stage>\S.*?) (?P<done>\d+)/(?P<total>\d+)(?: (?P<note>.*))?")  # console.Progress's lines
-_MESSAGE = "reelwright: "  # console.print_error begins with it
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,8 @@ def _last_figures(path: Path) -> dict[str, float]:
 def final_message(log_path: Path, code: int) -> str:
     """Why a command failed: its one message, else the end of what it printed."""
     text = tail(log_path)
-    start = text.rfind(f"\n{_MESSAGE}")
-    message = text[start + 1 :] if start >= 0 else text if text.startswith(_MESSAGE) else ""
-    if message:
-        return message.removeprefix(_MESSAGE).strip()[:MAX_MESSAGE]
+    if message := last_error(text):
+        return message[:MAX_MESSAGE]
     ended = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
     hint = " (the memory may have been full)" if code == -9 else ""
     return f"the command {ended}{hint}. It last said: {text.strip()[-500:] or 'nothing'}"

@@ -7,7 +7,6 @@ which is the workspace, off Python's search path: no file of the workspace is ev
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import signal
@@ -18,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from reelwright.children import child_environment, kill_group
+
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.05
 
@@ -26,16 +27,7 @@ def start_child(module: str, arguments: Sequence[str], at_death: signal.Signals,
     """`python -m module arguments`, sent `at_death` when the calling thread ends. `options` are Popen's."""
     python = [sys.executable, "-P", "-m"]
     command = [*python, __name__, str(os.getpid()), str(int(at_death)), *python, module, *arguments]
-    return subprocess.Popen(command, start_new_session=True, env=_environment(), **options)
-
-
-def _environment() -> dict[str, str]:
-    """Ours; a search path relative to our working directory would mean another folder in the child's."""
-    environment = dict(os.environ)
-    paths = [str(Path(path).absolute()) for path in environment.pop("PYTHONPATH", "").split(os.pathsep) if path]
-    if paths:  # an empty part would mean the working directory, which is the workspace
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
-    return environment
+    return subprocess.Popen(command, start_new_session=True, env=child_environment(), **options)
 
 
 def identity_of(pid: int) -> str:
@@ -58,12 +50,6 @@ def end_process(identity: str, grace_seconds: float) -> bool:
         return False
     kill_group(pid)
     return True
-
-
-def kill_group(pid: int) -> None:
-    """SIGKILL to a child and all it started; children lead a group of their own."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
 
 
 def die_with_parent(parent: int, number: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import time
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from reelwright.durable import replace_file
 
 JobKind = Literal["generate", "refine", "noise", "inspect", "prepare", "train", "evaluate"]
 JobState = Literal["queued", "running", "done", "failed", "stopped", "interrupted"]
@@ -89,13 +90,7 @@ class JobStore:
 
     def save(self, job: Job) -> None:
         """Whole or not at all, and on the disk when this returns."""
-        path = self._folder / f"{job.id}.json"
-        temporary = path.with_name(f"{path.name}.part")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(asdict(job), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_file(self._folder / f"{job.id}.json", json.dumps(asdict(job)))
 
     def remove(self, job: Job) -> None:
         (self._folder / f"{job.id}.json").unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reelwright.report.plots import loss_curve
-from reelwright.run import RunDirectory
+from reelwright.run import RunDirectory, is_number
 from reelwright.types import UserError
 from reelwright.ui.commands import tail
 from reelwright.ui.controls import output_card
@@ -48,11 +48,11 @@ class Curves:
 
 
 def _curve(records: Sequence[Mapping[str, Any]]) -> str:
-    train = _thinned([(r["step"], r["loss"]) for r in records if _number(r.get("step")) and _number(r.get("loss"))])
+    train = _thinned([(r["step"], r["loss"]) for r in records if is_number(r.get("step")) and is_number(r.get("loss"))])
     held_out = [
         (r["step"], r["heldout_loss"], _or_nan(r.get("heldout_low")), _or_nan(r.get("heldout_high")))
         for r in records
-        if _number(r.get("step")) and _number(r.get("heldout_loss"))
+        if is_number(r.get("step")) and is_number(r.get("heldout_loss"))
     ]
     if not train and not held_out:
         return '<p class="rw-faint">No loss has been logged yet.</p>'
@@ -72,11 +72,7 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _or_nan(value: Any) -> float:
-    return value if _number(value) else math.nan
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number(value) else math.nan
 
 
 def training_job(desk: Desk, run: str) -> Job | None:

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from reelwright.children import kill_group
 from reelwright.types import UserError
 from reelwright.ui.admission import admit_model
 from reelwright.ui.commands import command_for, final_message, read_progress
-from reelwright.ui.processes import identity_of, kill_group, start_child
+from reelwright.ui.processes import identity_of, start_child
 from reelwright.ui.records import Job, JobProgress
 from reelwright.ui.workspace import Workspace
 

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from reelwright.types import UsageError, UserError
+from reelwright.ui.requests import MAX_VIDEO_NUMBERS
 
 if TYPE_CHECKING:
     from reelwright.loading import LoadedModel
 
-MAX_VIDEO_NUMBERS = 2**28
 ModelKey = tuple[str, str | None, bool]
 OnStep = Callable[[int, int], None]
 
