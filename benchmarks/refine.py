@@ -148,7 +148,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load_model(arguments.model)
     compute = Compute.resolve("auto", "auto", offload=False)
-    found, _ = real_clips(model.recipe, "train", arguments.clips, lambda *_: None)
+    found, _ = real_clips(model.recipe, "train", arguments.clips, 0, lambda *_: None)
     labels: list[str] = []
     videos: list[np.ndarray] = []
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import reelwright.benchmark as benchmark
-from reelwright import quality
 from reelwright.benchmark import HEADERS, SPLITS, run_benchmark, through_codec
 from reelwright.evaluate import METRICS, Result, Settings, run_evaluate
 from reelwright.generate import Compute
@@ -21,10 +20,12 @@ from reelwright.loading import load_model
 from reelwright.metrics.frames import psnr
 from reelwright.models.codec import BlockCodec
 from reelwright.prepare import prepare
+from reelwright.quality import subjects
 from reelwright.recipe import Recipe, SamplingConfig
-from reelwright.run import RunDirectory
+from reelwright.run import RunDirectory, score_conditions
 from reelwright.shapes.controls import CONTROLS
 from reelwright.shapes.files import write_collection
+from reelwright.shapes.frozen import checker_hash
 from reelwright.train import train
 from reelwright.types import Size, UsageError, UserError
 from reelwright.video.write import write_video
@@ -120,15 +121,39 @@ def test_scores_and_report_stay_with_the_run(run_cli, run, tmp_path):
     )
     assert result.code == 0, result.err
     assert "joint accuracy" in result.out and "renderer through codec" in result.out and "held-out loss" in result.out
-    rows, conditions = RunDirectory(run).read_scores()
-    written = json.loads((tmp_path / "s.json").read_text())["scores"]
-    assert [{k: v for k, v in row.items() if k != "model_sha256"} for row in rows] == written
+    rows, model = RunDirectory(run).read_scores()
+    written = json.loads((tmp_path / "s.json").read_text())
+    assert rows == written["scores"] and model["sha256"] == written["about"]["model_sha256"]
     run_cli("evaluate", run, "--metrics", "heldout")
     assert len(RunDirectory(run).read_scores()[0]) == len(rows), "other metrics of the same weights stay"
     assert {r["metric"] for r in rows} > {"joint accuracy", "held-out loss", "generated frames per second"}
-    assert "8 steps, 32 clips seen" in conditions
+    assert (model["steps_trained"], model["clips_seen"]) == (8, 32)
     assert (run / "evaluation.png").stat().st_size > 0
     assert "renderer through codec" in (run / "report.html").read_text() and "renderer through codec" not in before
+
+
+def test_every_row_says_how_it_was_measured(run_cli, run):
+    """Two calls under other settings: each row keeps its own, and only what it depends on."""
+    assert run_cli("evaluate", run, "--metrics", "dynamic,heldout", "--prompts", 2, "--steps", 1).code == 0
+    options = ("--metrics", "shapes", "--prompts", 3, "--steps", 2, "--seed", 5, "--split", "paraphrases")
+    assert run_cli("evaluate", run, *options, "--sampler", "ddim").code == 0
+    rows, _ = RunDirectory(run).read_scores()
+    own = {row["metric"]: score_conditions(row) for row in rows if row["row"] == "model"}
+    sampled = {"guidance": 4.0, "guidance_rescale": 0.0, "guidance_interval": [0.0, 1.0]}
+    cpu = {"device": "cpu", "precision": own["clips that move"]["precision"]}
+    assert own["clips that move"] == {**cpu, "sampler": "euler", "steps": 1, **sampled, "seed": 0, "prompts": 2}
+    shapes = {"sampler": "ddim", "steps": 2, **sampled, "seed": 5, "prompts": 3, "checker": checker_hash()[:12]}
+    assert own["joint accuracy"] == {**cpu, **shapes}
+    assert own["held-out loss"] == cpu
+    page = (run / "report.html").read_text()
+    for how in ("sampler ddim, steps 2,", "sampler euler, steps 1,", f"device cpu, precision {cpu['precision']}."):
+        assert how in page
+    assert len(re.findall(r"How \d: ", page)) == 3
+    for words in (("--metrics", "heldout"), ("--metrics", "heldout", "--checkpoint", "4")):
+        run_cli("evaluate", run, *words)
+    assert {row["metric"] for row in RunDirectory(run).read_scores()[0]} == {"held-out loss"}, (
+        "other weights, others' rows"
+    )
 
 
 def test_the_held_out_loss_is_the_one_of_training(run):
@@ -260,8 +285,8 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_metrics_share_one_set_of_videos(run_cli, run, tiny_clip, tmp_path, monkeypatch):
     """Clip, motion and Frechet distance of a run: generated once, in the table, the JSON, the run and its page."""
     made = []
-    generate = quality.generate_videos
-    monkeypatch.setattr(quality, "generate_videos", lambda *a, **k: made.append(a[1]) or generate(*a, **k))
+    generate = subjects.generate_videos
+    monkeypatch.setattr(subjects, "generate_videos", lambda *a, **k: made.append(a[1]) or generate(*a, **k))
     result = run_cli(
         "evaluate", run, "--metrics", "clip,temporal,dynamic,fvd", "--prompts", 3, "--steps", 1, "--clip", tiny_clip,
         "--features", f"clip:{tiny_clip}", "--json", tmp_path / "s.json",
@@ -270,13 +295,17 @@ def test_all_metrics_share_one_set_of_videos(run_cli, run, tiny_clip, tmp_path, 
     assert len(made) == 1 and "held-out captions" in result.out and "real clips, shuffled captions" in result.out
     written = json.loads((tmp_path / "s.json").read_text())
     assert {v["caption"] for v in written["videos"]["clip, model"]} == set(made[0])
-    rows, conditions = RunDirectory(run).read_scores()
+    rows, _ = RunDirectory(run).read_scores()
     assert {"CLIP cosine", "CLIPScore", "clips that move", "warping error"} <= {r["metric"] for r in rows}
     assert {r["row"] for r in rows if r["metric"] == "warping error"} > {"model", "model, frozen", "model, noise"}
     assert sum(r["metric"] == "clips that move" and r["row"] == "model" for r in rows) == 1, (
         "dynamic came with temporal"
     )
-    assert "euler 1 steps" in conditions and conditions.count(str(tiny_clip)) == 2, "both networks are named"
+    named = {row["metric"]: row["network"] for row in rows if "network" in row}
+    assert all(str(tiny_clip) in network for network in named.values())
+    assert {name.split(" (")[0] for name in named} == {
+        "CLIP cosine", "CLIPScore", "CLIP cosine, matched minus shuffled", "frame consistency", "Frechet video distance"
+    }  # fmt: skip
     page = (run / "report.html").read_text()
     assert "frame consistency (CLIP cosine)" in page and "Frechet video distance (CLIP" in page
     assert (run / "evaluation.png").stat().st_size > 0
@@ -315,7 +344,7 @@ def test_a_folder_of_plain_clips_is_measured_without_any_network(three_clips):
 
 
 def test_a_network_that_is_not_there_is_told_before_anything_is_generated(run, monkeypatch):
-    monkeypatch.setattr(quality, "generate_videos", lambda *a, **k: pytest.fail("generated all the same"))
+    monkeypatch.setattr(subjects, "generate_videos", lambda *a, **k: pytest.fail("generated all the same"))
     with pytest.raises(UserError, match="--clip = ./nowhere"):
         run_evaluate(str(run), Settings(("temporal",), clip="./nowhere"), CPU)
     with pytest.raises(UserError, match="i3d:nowhere.pt"):

@@ -122,7 +122,8 @@ def test_the_recipe_of_a_clip_tells_all_and_repeats_it(generate, model, trained_
     assert recipe == json.loads((tmp_path / "x.mp4.json").read_text())
     assert recipe == {
         "prompt": PROMPT, "negative_prompt": "dull", "seed": 9, "sampler": "ddim", "steps": 2, "guidance": 2.5,
-        "guidance_rescale": 0.0, "guidance_interval": [0.0, 1.0],
+        "guidance_rescale": 0.0, "guidance_interval": [0.0, 1.0], "guidance_end": None, "spacing": "even",
+        "noise_levels": [0.002, 700.0],
         "frames": 8, "width": 64, "height": 64, "fps": 8.0, "precision": "fp32",
         "model": str(trained_run / "checkpoints" / "step-0000008"), "model_step": 8,
         "model_sha256": model.weights_sha256, "versions": {"reelwright": __version__, "torch": torch.__version__},

@@ -40,7 +40,7 @@ def prepared(root: Path, bundle: Bundle, count: int = 11) -> Manifest:
                 "validation" if index % 4 == 1 else "train",
                 Size(latent.frames * 4, 16, 16),
                 latent,
-                key,
+                (key,),
                 tuple(texts[caption] for caption in captions),
             )  # fmt: skip
         )

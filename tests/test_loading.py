@@ -52,6 +52,13 @@ def test_a_checkpoint_can_be_named(tmp_path: Path) -> None:
         load_model(str(run.checkpoints / "step-0000010"), "10")
 
 
+def test_the_newest_can_be_had_where_another_is_the_best(tmp_path: Path) -> None:
+    run = write_run(tiny_recipe(tmp_path), best_step=10)
+    assert (load_model(str(run.path)).step, load_model(str(run.path), "newest").step) == (10, 20)
+    with pytest.raises(UsageError, match=r"--checkpoint newest: .* is not a run directory"):
+        load_model(str(run.checkpoints / "step-0000020"), "newest")
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(tmp_path: Path) -> None:
     run = write_run(tiny_recipe(tmp_path))
     (run.checkpoints / "step-0000020" / "ema.safetensors").write_bytes(b"short")

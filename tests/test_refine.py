@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -20,7 +21,7 @@ from reelwright.generate import Compute, Request, decode_latents, encode_video
 from reelwright.loading import LoadedModel, load_model
 from reelwright.metrics.frames import psnr
 from reelwright.refine import open_source, plan_windows, remaining_times, run_noise, run_refine, start_time
-from reelwright.types import Size, UserError
+from reelwright.types import Compression, Size, UserError
 from reelwright.video.write import read_frames, read_recipe, write_video
 
 PROMPT = "a red circle moves left"
@@ -231,6 +232,31 @@ def test_a_quarter_of_each_window_covers_the_one_before(model):
     assert plan_windows(model.bundle, Size(4, 32, 32), Size(10, 32, 32)).starts == (0, 4, 8)  # blocks share no frame
 
 
+@pytest.mark.parametrize(("frames", "block"), [(17, 4), (5, 4), (9, 8), (33, 4), (1, 4), (8, 1)])
+def test_windows_of_a_causal_codec_agree_on_the_noise_of_every_frame(frames, block):
+    """A latent stands for its block's last frame: where two windows hold that frame, its noise is the same."""
+    bundle: Any = SimpleNamespace(
+        codec=SimpleNamespace(compression=Compression(block, 1, 1, causal=True)),
+        denoiser=SimpleNamespace(check_size=lambda _: None),
+    )
+    windows = plan_windows(bundle, Size(frames, 2, 2), Size(100, 2, 2))
+    assert windows.size.frames == frames and windows.starts[0] == 0
+    assert windows.starts[-1] + frames >= 100 and windows.starts[-1] < 100
+    noises: dict[int, Tensor] = {}
+    for first, after in zip(windows.starts, (*windows.starts[1:], None), strict=True):
+        assert first % min(block, frames) == 0 and (after is None or first < after <= first + frames), (
+            "no frame is left out"
+        )
+        latents = torch.zeros(1, 3, 1 + (frames - 1) // block, 2, 2)
+        noise = refine_verb._Noise(bundle, latents, 0, first)
+        start, drawn = noise.start(), noise.draw()
+        for number in range(latents.shape[2]):
+            both = torch.stack([start[0, :, number], drawn[0, :, number]])
+            assert torch.equal(noises.setdefault(first + number * block, both), both)
+    every = torch.stack(list(noises.values()))
+    assert len(torch.unique(every.flatten(1), dim=0)) == len(every) >= 100 // block, "and no two frames the same"
+
+
 def test_seams_do_not_show(model, tmp_path):
     """A video that stands still: from one window to the next it changes no more than inside one."""
     write_video(tmp_path / "in.mp4", moving(40, speed=0), 8)
@@ -271,6 +297,15 @@ def test_noise_on_the_command_line(run_cli, trained_run, clip, tmp_path):
     assert "20 frames of 64x64 at 8 fps: 4 windows of 8" in result.err
     recipe = read_recipe(tmp_path / "x.webm")
     assert [recipe[name] for name in ("command", "strength", "seed")] == ["noise", 0.2, 3]
+
+
+def test_noise_takes_what_refine_takes(run_cli, trained_run, clip, tmp_path):
+    """The same weights and the same way to save memory; the advice names nothing that the command has not."""
+    for options in ((), ("--raw",), ("--offload",), ("--checkpoint", "newest")):
+        result = run_cli("noise", trained_run, clip, tmp_path / "x.mp4", *options)
+        assert result.code == 0, result.err
+        weights = load_model(str(trained_run), raw="--raw" in options).weights_sha256
+        assert read_recipe(tmp_path / "x.mp4")["model_sha256"] == weights
 
 
 def test_a_video_far_from_training_is_one_warning(run_cli, trained_run, tmp_path):
@@ -339,8 +374,11 @@ def test_what_is_too_large_is_told(model, clip, tmp_path, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
     monkeypatch.setattr(refine_verb, "denoise_latents", exhausted)
-    with pytest.raises(UserError, match="not enough memory for windows of 8x64x64"):
+    with pytest.raises(UserError, match="not enough memory for windows of 8x64x64.*--offload or --precision bf16"):
         run_refine(model, clip, tmp_path / "x.mp4", REQUEST, 0.3, False, CPU)
+    monkeypatch.setattr(refine_verb, "encode_video", exhausted)
+    with pytest.raises(UserError, match="not enough memory for windows of 8x64x64.*--offload$"):
+        run_noise(model, clip, tmp_path / "x.mp4", 0.3, 0, CPU)
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from reelwright.run import RunDirectory, compare_recipes, step_of
+from reelwright.run import RunDirectory, compare_recipes, score_conditions, step_of
 from reelwright.types import UsageError, UserError
 
 HOLD_LOCK = (
@@ -40,6 +40,33 @@ def test_a_run_exists_once_its_recipe_is_there(run: RunDirectory) -> None:
     assert RunDirectory.open(run.path).read_recipe() == recipe
     run.append_metrics({"step": 1, "loss": 0.5})
     assert RunDirectory.create(run.path).read_metrics() == [{"step": 1, "loss": 0.5}]
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "manifest.json"])
+def test_an_exported_model_and_a_checkpoint_are_no_runs(run: RunDirectory, name: str) -> None:
+    run.write_recipe({"seed": 0})
+    assert run.exists()
+    (run.path / name).write_text("{}")
+    assert not run.exists()
+    with pytest.raises(UsageError, match=r"not a run directory \(an exported model or a single checkpoint\)"):
+        RunDirectory.open(run.path)
+
+
+def test_the_newest_figures_are_read_from_the_end(run: RunDirectory) -> None:
+    assert run.recent_metrics() == {} == RunDirectory(run.path / "nothing").recent_metrics()
+    run.append_metrics({"step": 1, "early": 1})
+    for step in range(2, 1000):
+        run.append_metrics({"step": step, "loss": 1 / step, "good": True, "heldout_split": "train"})
+    run.append_metrics({"step": 999, "heldout_loss": 0.5})
+    newest = {"step": 999, "loss": 1 / 999, "heldout_loss": 0.5}
+    assert run.recent_metrics() == newest, "figures alone, and none from far back"
+    run.append_metrics({"step": 1000, "loss": math.nan})
+    assert run.recent_metrics() == {"step": 1000, "heldout_loss": 0.5}, (
+        "a loss that is none is not told by an older one"
+    )
+    with run.metrics_path.open("ab") as file:
+        file.write(b'{"step": 1001, "lo')
+    assert run.recent_metrics()["step"] == 1000
 
 
 def test_a_place_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -139,12 +166,16 @@ def test_checkpoints_are_listed_in_order(run: RunDirectory) -> None:
 
 
 def test_scores_come_back(run: RunDirectory) -> None:
-    assert run.read_scores() == ([], "")
+    assert run.read_scores() == ([], {})
     rows = [{"row": "model", "metric": "joint accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "n": 256}]
-    run.write_scores(rows, "on a laptop")
-    assert run.read_scores() == (rows, "on a laptop")
+    rows.append(
+        {"row": "model", "metric": "x", "value": 1.0, "split": "s", "low": None, "sampler": "euler", "steps": 4}
+    )
+    run.write_scores(rows, {"sha256": "0" * 64, "minutes": math.nan})
+    assert run.read_scores() == (rows, {"sha256": "0" * 64, "minutes": None})
+    assert [score_conditions(row) for row in rows] == [{}, {"sampler": "euler", "steps": 4}]
     with pytest.raises(ValueError, match="lacks metric"):
-        run.write_scores([{"row": "model", "value": 1.0}])
+        run.write_scores([{"row": "model", "value": 1.0}], {})
     run.scores_path.write_text("[{")
     with pytest.raises(UserError, match="damaged"):
         run.read_scores()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from reelwright.diffusion.objective import Objective
+from reelwright.durable import replace_file
+from reelwright.models.foreign import content_hash
+from reelwright.pretrained.base import PretrainedDenoiser
 from reelwright.randomness import derive_seed, keyed_generator, keyed_normal
 from reelwright.recipe import Recipe
-from reelwright.types import Batch, Bundle, Text, UsageError
+from reelwright.training.lora import add_lora, quantize
+from reelwright.types import Batch, Bundle, Size, Text, UsageError, UserError
 
 
 class DenoisingLoss(nn.Module):
@@ -28,14 +33,28 @@ class DenoisingLoss(nn.Module):
         self.denoiser = bundle.denoiser
         self.text = bundle.text if isinstance(bundle.text, nn.Module) and bundle.text.trainable else None
         self.objective: Objective = bundle.objective
+        self.adapted = bool(bundle.base_sha256)
 
     def condition(self, text: Text) -> Text:
         """Token ids through the trained encoder; a frozen encoder's embeddings as they are."""
         return self.text(text) if self.text is not None else text
 
+    def kept(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: all weights, or those that train where the others are an adapter's base."""
+        if not self.adapted:
+            return self.state_dict()
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def load_kept(self, tensors: Mapping[str, Tensor]) -> None:
+        """Inverse of `kept`. ValueError or RuntimeError names what is missing, left over or of another shape."""
+        expected = self.kept()
+        if differing := sorted(set(tensors) ^ set(expected)):
+            raise ValueError(f"the weights and the model differ in: {', '.join(differing[:5])}")
+        self.load_state_dict(dict(tensors), strict=not self.adapted)
+
     def forward(self, latents: Tensor, noise: Tensor, t: Tensor, text: Text) -> Tensor:
         x_t = self.objective.corrupt(latents, noise, t)  # b c f h w
-        prediction = self.denoiser(x_t, t, self.condition(text))  # b c f h w
+        prediction = self.denoiser(x_t, t.to(x_t), self.condition(text))  # b c f h w
         return self.objective.loss(prediction.float(), self.objective.target(latents, noise, t), t)  # b
 
 
@@ -63,7 +82,7 @@ def draw(batch: Batch, objective: Objective, seed: int) -> Draws:
 # What of `data:` says which clips a fit may see; the split too, as held-out clips stay unseen.
 SOURCE_KEYS = (
     "path", "videos", "captions", "format", "columns", "split", "only", "media", "partial",
-    "validation", "source_pattern",
+    "validation", "source_pattern", "near_duplicates",
 )  # fmt: skip
 
 
@@ -84,15 +103,45 @@ def fitted_key(recipe: Recipe, part: str) -> str:
     """
     data = placed(recipe)
     shared = {name: data[name] for name in SOURCE_KEYS}
-    shape = {name: data[name] for name in ("frames", "fps", "width", "height", "buckets")} if part == "codec" else {}
-    text = json.dumps([getattr(recipe, part).plain(), shared, shape], sort_keys=True)
+    if recipe.train.start_from is not None and part != "buckets":  # its own are taken over
+        shared["start_from"] = str(Path(recipe.train.start_from).resolve())
+    if part == "buckets":
+        names = ("frames", "fps", "width", "height", "bucket_multiple", "window", "scene_cuts")
+        rules = [recipe.codec.plain(), recipe.model.plain()]
+    else:
+        names = ("frames", "fps", "width", "height", "buckets") if part == "codec" else ()
+        rules = getattr(recipe, part).plain()
+    text = json.dumps([rules, shared, {name: data[name] for name in names}], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def fitted_path(recipe: Recipe, part: str) -> Path:
-    """Where `prepare` keeps what was fitted on the data: part 'codec' (safetensors) or 'text' (JSON)."""
-    suffix = {"codec": ".safetensors", "text": ".json"}[part]
+    """Where `prepare` keeps what was fitted on the data: part 'codec' (safetensors), 'text' or 'buckets' (JSON)."""
+    suffix = {"codec": ".safetensors", "text": ".json", "buckets": ".json"}[part]
     return recipe.cache_dir / "fitted" / f"{part}-{fitted_key(recipe, part)}{suffix}"
+
+
+def settled_buckets(recipe: Recipe) -> Recipe:
+    """The recipe with the buckets that were derived for `data.buckets: auto`; as it is where none were yet."""
+    if recipe.data.buckets != "auto" or not (path := fitted_path(recipe, "buckets")).exists():
+        return recipe
+    try:
+        return _with_buckets(recipe, [tuple(bucket) for bucket in json.loads(path.read_text(encoding="utf-8"))])
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: not a list of buckets; delete it and run `reelwright prepare` again") from None
+
+
+def keep_buckets(recipe: Recipe, buckets: Sequence[tuple[int, int, int]]) -> Recipe:
+    """Keep what was derived for `data.buckets: auto`, as a fit is kept; the recipe with these buckets."""
+    path = fitted_path(recipe, "buckets")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, json.dumps([list(bucket) for bucket in buckets]))
+    return _with_buckets(recipe, list(buckets))
+
+
+def _with_buckets(recipe: Recipe, buckets: list[Any]) -> Recipe:
+    data = type(recipe.data).parse({**recipe.data.plain(), "buckets": [list(bucket) for bucket in buckets]})
+    return recipe.model_copy(update={"data": data})
 
 
 def build_codec(recipe: Recipe, tensors: dict[str, Tensor] | None = None) -> Any:
@@ -133,7 +182,51 @@ def build_bundle(
             width = text.width
         denoiser = recipe.model.build(channels=codec.channels, text_width=width)
     check_fit(recipe, codec, denoiser)
-    return Bundle(denoiser, codec, text, recipe.objective.build(), tuple(getattr(denoiser, "lora_targets", ())))
+    objective = recipe.objective.build()
+    if isinstance(denoiser, PretrainedDenoiser):
+        denoiser.schedule = objective.schedule
+        denoiser.compression, denoiser.fps = codec.compression, recipe.data.fps
+    return Bundle(denoiser, codec, text, objective, tuple(getattr(denoiser, "lora_targets", ())))
+
+
+def adapt(bundle: Bundle, recipe: Recipe) -> tuple[Bundle, list[str]]:
+    """The bundle with adapters beside its weights as `train.lora` says, and the names of the layers that have one.
+
+    As it is, and no names, where the recipe asks for none. A text encoder of its own trains on unless its weights came
+    with those of the denoiser. UsageError where no layer fits `train.lora.targets`.
+    """
+    config = recipe.train.lora
+    if config is None:
+        return bundle, []
+    new = tuple(f"{name}." for name in getattr(bundle.denoiser, "lora_also_trains", ()))  # no part of the base
+    base = {name: tensor for name, tensor in bundle.denoiser.state_dict().items() if not name.startswith(new)}
+    sha256 = content_hash({}, base)
+    kind = getattr(recipe.model, "quantize", None)
+    if kind is not None:
+        quantize(bundle.denoiser, kind, beside=new)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(recipe.seed, "lora"))
+        names = add_lora(bundle.denoiser, config, bundle.lora_targets)
+    if recipe.train.start_from is not None and isinstance(bundle.text, nn.Module):
+        bundle.text.requires_grad_(False)
+    for name in getattr(bundle.denoiser, "lora_also_trains", ()):  # what the base was not trained with
+        bundle.denoiser.get_submodule(name).requires_grad_(True)
+    return replace(bundle, base_sha256=sha256), names
+
+
+def size_rule(recipe: Recipe, codec: Any) -> Callable[[Size], bool]:
+    """Whether codec and denoiser take videos of a size."""
+    with torch.device("meta"):  # no weights: only the rules are asked for
+        denoiser: Any = recipe.model.build(channels=codec.channels, text_width=1)
+
+    def fits(size: Size) -> bool:
+        try:
+            denoiser.check_size(codec.compression.latent_size(size))
+        except ValueError:
+            return False
+        return True
+
+    return fits
 
 
 def check_fit(recipe: Recipe, codec: Any, denoiser: Any) -> None:

@@ -189,7 +189,8 @@ def _explain(cls: type[BaseModel], item: Any) -> str:
         )
         return f"unknown key '{'.'.join(path)}' in {group}; {hint}"
     if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        known = [str(_tag(c)) for c in _models(owner.model_fields[path[-1]].annotation)] if owner else []
+        name = next(part for part in reversed(path) if not part.isdigit())  # of a list of such groups: the list's
+        known = [str(_tag(c)) for c in _models(owner.model_fields[name].annotation)] if owner else []
         tag = item["ctx"].get("tag")
         given = f"'{tag}' is not one of them" if tag is not None else "no type is given"
         similar = nearest(str(tag), known) if tag else []

@@ -14,13 +14,13 @@ from reelwright.config import parse_yaml, to_yaml
 from reelwright.console import print_table
 from reelwright.types import UserError
 
-CLIPS = 3000
+CLIPS = 2400
 SCORED_PROMPTS = 128
 SCORED_SPLITS = ("in_distribution", "held_out_pairs")
 SHOWN_PROMPTS = ("a red circle moves left", "a blue square moves up", "a yellow triangle grows")
 
 # The same settings as recipes/shapes-cpu.yaml (a test holds them together), for fewer steps.
-STEPS = 3000
+STEPS = 2200
 RECIPE = """\
 seed: 0
 data: {frames: 16, fps: 8, width: 64, height: 64, validation: 0.02}

@@ -9,20 +9,16 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from reelwright import quality
 from reelwright.benchmark import HEADERS, Benchmark, ScoreRow, is_shapes_collection, read_collection, run_benchmark
 from reelwright.bundle import DenoisingLoss
-from reelwright.generate import Compute, generate_videos
+from reelwright.generate import Compute
 from reelwright.heldout import held_out_loss
 from reelwright.loading import LoadedModel, load_model
 from reelwright.metrics.clip import ClipModel
-from reelwright.metrics.features import FeatureNetwork, build_features
-from reelwright.metrics.frames import mse, psnr
-from reelwright.metrics.statistics import mean_interval, wilson_interval
+from reelwright.metrics.features import FeatureNetwork
 from reelwright.prepare import open_prepared
-from reelwright.quality import Measured, Progress, Subjects, real_clips
+from reelwright.quality import Measured, Progress, Subjects
 from reelwright.recipe import SamplingConfig
 from reelwright.report.run_page import write_run_page
 from reelwright.run import RunDirectory, finite
@@ -47,7 +43,7 @@ class Settings:
     seed: int = 0
     sampling: dict[str, Any] = field(default_factory=dict)
     clip: str | None = None  # a CLIP's directory or hub id
-    features: str | None = None  # the network of the Frechet distance, as `features.build_features` takes it
+    features: str | None = None  # the network of the Frechet distance, as `quality.build_features` takes it
     real: Path | None = None  # a folder of real captioned clips, to hold a folder of videos against
 
     def given(self) -> list[str]:
@@ -98,7 +94,7 @@ class Subject:
     def videos(self) -> Subjects:
         s = self.settings
         if self.loaded is None:
-            return quality.folder_subjects(Path(self.target), s.real, s.prompts, self.progress)
+            return quality.folder_subjects(Path(self.target), s.real, s.prompts, s.seed, self.progress)
         return quality.model_subjects(self.loaded, self.sampling, self.compute, s.prompts, s.seed, self.progress)
 
     @cached_property
@@ -110,7 +106,7 @@ class Subject:
     @cached_property
     def network(self) -> FeatureNetwork | None:
         source = self.settings.features
-        return None if source is None else build_features(source, self.compute.device)
+        return None if source is None else quality.build_features(source, self.compute.device)
 
     @cached_property
     def run(self) -> RunDirectory | None:
@@ -150,18 +146,20 @@ def run_evaluate(
     own = SamplingConfig() if model is None else model.recipe.sampling
     sampling = SamplingConfig.parse(own.plain() | overrides, origin="evaluate")
     subject = Subject(target, model, metrics, settings, sampling, compute, progress)
-    # The conditions load every network: what cannot be loaded is told before anything is generated.
-    result = Result(notes=[] if model is None else list(model.warnings), about=_conditions(subject))
+    # This loads every network: what cannot be loaded is told before anything is generated.
+    result = Result(notes=[] if model is None else list(model.warnings), about=_about(subject))
     started = time.perf_counter()
     for name, metric in METRICS.items():
         if name in metrics:
-            result.add(metric.measure(subject))
+            measured, conditions = metric.measure(subject), _conditions(subject, metric)
+            measured.rows = [{**row, **conditions} for row in measured.rows]
+            result.add(measured)
     if "videos" in subject.__dict__:  # they were needed
         _describe_videos(subject, result)
     result.about["minutes"] = round((time.perf_counter() - started) / 60, 2)
     result.notes.append(conditions_line(result.about))
     if subject.run is not None:
-        subject.run.write_scores(_with_earlier(subject.run, result), conditions_line(result.about))
+        subject.run.write_scores(_with_earlier(subject.run, result), _model_facts(result.about))
         write_run_page(subject.run)
         result.notes.append(f"scores: {subject.run.scores_path}; report: {subject.run.report_path}")
     return result
@@ -216,18 +214,33 @@ def _describe_videos(subject: Subject, result: Result) -> None:
 
 def _with_earlier(run: RunDirectory, result: Result) -> list[ScoreRow]:
     """The new rows, and those of other metrics measured before on the same weights."""
-    sha256 = result.about["model_sha256"][:12]
-    new = [{**row, "model_sha256": sha256} for row in result.rows]
-    measured = {(row["metric"], row.get("split")) for row in new}
-    earlier = [
-        row
-        for row in run.read_scores()[0]
-        if row.get("model_sha256") == sha256 and (row["metric"], row.get("split")) not in measured
-    ]
-    return new + earlier
+    earlier, model = run.read_scores()
+    if model.get("sha256") != result.about["model_sha256"]:
+        return result.rows
+    measured = {(row["metric"], row.get("split")) for row in result.rows}
+    return result.rows + [row for row in earlier if (row["metric"], row.get("split")) not in measured]
 
 
-def _conditions(subject: Subject) -> dict[str, Any]:
+def _model_facts(about: dict[str, Any]) -> dict[str, Any]:
+    known = ("parameters", "steps_trained", "minutes_trained", "clips_seen")
+    return {"sha256": about["model_sha256"], **{name: about[name] for name in known}}
+
+
+def _conditions(subject: Subject, metric: Metric) -> dict[str, Any]:
+    """What a row of this metric depends on besides the weights: rows of equal conditions may be compared."""
+    settings, compute = subject.settings, subject.compute
+    found: dict[str, Any] = {"device": str(compute.device)}
+    if subject.loaded is not None:
+        found["precision"] = compute.precision
+        found |= subject.sampling.plain() if set(SAMPLING) <= set(metric.options) else {}
+    if metric.is_drawn:
+        found |= {"seed": settings.seed, "prompts": settings.prompts}
+    if metric.is_checked:
+        found["checker"] = checker_hash()[:12]
+    return found
+
+
+def _about(subject: Subject) -> dict[str, Any]:
     """What every table prints: machine, size of the model, what it saw, how it was sampled."""
     compute, model, sampling = subject.compute, subject.loaded, subject.sampling
     about: dict[str, Any] = {"device": str(compute.device), "checker_sha256": checker_hash()}
@@ -285,38 +298,12 @@ def _memorisation(subject: Subject) -> Measured:
 
 
 def _nearest(subject: Subject) -> Measured:
-    """Does each caption bring back its own clip? Nearest by pixel MSE among the training clips, and PSNR to its own."""
-    model, seed = subject.model, subject.settings.seed
-    found, notes = real_clips(model.recipe, "train", subject.settings.prompts, subject.progress)
-    if len(found) < 2:
-        raise UsageError("metric nearest: needs at least two training clips of the recipe's size")
-    samples, clips = [sample for sample, _ in found], [frames for _, frames in found]
-    captions = [s.clip.captions[0] for s in samples]
-    videos = generate_videos(
-        model.bundle, captions, [seed] * len(samples), model.recipe.size, subject.sampling, subject.compute,
-        on_step=lambda done, total: subject.progress("generating", done, total),
-    )  # fmt: skip
-    errors = np.array([[mse(video, clip) for clip in clips] for video in videos])  # videos clips
-    hits = errors.argmin(axis=1) == np.arange(len(clips))
-    decibels = [psnr(video, clip) for video, clip in zip(videos, clips, strict=True)]
-    low, high = wilson_interval(int(hits.sum()), len(hits))
-    psnr_low, psnr_high = mean_interval(decibels)
-    figures: list[ScoreRow] = [
-        {"row": "model", "split": "train", "metric": "own clip is nearest", "value": float(hits.mean()), "low": low,
-         "high": high, "n": len(hits)},
-        {"row": "chance", "split": "train", "metric": "own clip is nearest", "value": 1 / len(hits), "low": None,
-         "high": None, "n": len(hits)},
-        {"row": "model", "split": "train", "metric": "PSNR to own clip (dB)", "value": float(np.mean(decibels)),
-         "low": psnr_low, "high": psnr_high, "n": len(hits)},
-    ]  # fmt: skip
-    cells = [
-        [s.clip.id, f"{value:.2f}", "yes" if hit else f"no: {samples[int(errors[i].argmin())].clip.id}"]
-        for i, (s, value, hit) in enumerate(zip(samples, decibels, hits, strict=True))
-    ]
-    title = f"nearest clip: {hits.sum()} of {len(hits)} their own, mean PSNR {np.mean(decibels):.2f} dB"
-    result = Measured(figures, [(title, ["clip", "PSNR dB", "nearest is its own"], cells)], notes)
+    settings = subject.settings
+    result, pairs = quality.measure_nearest(
+        subject.model, subject.sampling, subject.compute, settings.prompts, settings.seed, subject.progress
+    )
     if subject.run is not None:
-        labels = [f"{caption} ({value:.1f} dB)" for caption, value in zip(captions, decibels, strict=True)]
+        clips, videos, labels = zip(*pairs, strict=True)
         grid_sheet(clips, videos, labels, subject.run.evaluation_sheet)
         result.notes.append(f"contact sheet, original above generated: {subject.run.evaluation_sheet}")
     return result
@@ -380,18 +367,20 @@ class Metric:
     measure: Callable[[Subject], Measured]
     needs_model: bool
     options: tuple[str, ...] = ()
+    is_drawn: bool = True  # whether prompts, clips or noise are drawn by --seed and --prompts
+    is_checked: bool = False  # whether the frozen checker reads the videos
 
 
 MODEL_OPTIONS = ("--steps", "--guidance", "--sampler", "--split")
 SAMPLING = MODEL_OPTIONS[:3]
 METRICS = {  # in the order they are measured and printed
-    "shapes": Metric(_shapes, False, MODEL_OPTIONS),
-    "memorisation": Metric(_memorisation, True, MODEL_OPTIONS),
+    "shapes": Metric(_shapes, False, MODEL_OPTIONS, is_checked=True),
+    "memorisation": Metric(_memorisation, True, MODEL_OPTIONS, is_checked=True),
     "nearest": Metric(_nearest, True, SAMPLING),
     "clip": Metric(_clip, False, (*SAMPLING, "--clip", "--real")),
     "temporal": Metric(_temporal, False, (*SAMPLING, "--clip", "--real")),
     "dynamic": Metric(partial(_temporal, whole=False), False, (*SAMPLING, "--real")),
     "fvd": Metric(_frechet, False, (*SAMPLING, "--features", "--real")),
-    "heldout": Metric(_held_out, True),
-    "speed": Metric(_speed, True, SAMPLING),
+    "heldout": Metric(_held_out, True, is_drawn=False),
+    "speed": Metric(_speed, True, SAMPLING, is_drawn=False),
 }

@@ -7,17 +7,18 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from reelwright import __version__
-from reelwright.diffusion.guidance import guided, make_denoise
-from reelwright.diffusion.sampler import SAMPLERS, sample_times
+from reelwright.diffusion.guidance import guided, join_texts, make_denoise
+from reelwright.diffusion.sampler import SAMPLERS, karras_times, sample_times
 from reelwright.loading import LoadedModel
 from reelwright.models.codec import pixels_to_video, video_to_pixels
+from reelwright.pretrained.base import PretrainedDenoiser, generating
 from reelwright.randomness import keyed_generator, keyed_normal
 from reelwright.recipe import SamplingConfig
 from reelwright.training.config import Precision
@@ -27,6 +28,9 @@ from reelwright.video.sheet import contact_sheet
 from reelwright.video.write import FORMATS, MAX_GIF_FPS, write_video
 
 Progress = Callable[[int, int], None]
+
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
+MIN_PICTURE_SIDE, MAX_PICTURE_SIDE = 16, 8192  # below, there is nothing to see; above, a file may be a bomb
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,23 @@ def encode_prompts(bundle: Bundle, prompts: Sequence[str], compute: Compute) -> 
     return embeddings
 
 
+def encode_pictures(
+    bundle: Bundle, picture: np.ndarray, size: Size, seeds: Sequence[int], compute: Compute
+) -> tuple[Text, Text]:
+    """A picture uint8 `h w 3` as (cond, uncond) of one video a seed, whose noise on the picture is its own."""
+    denoiser = cast(PretrainedDenoiser, bundle.denoiser)
+    for part in (bundle.text, bundle.codec):
+        _place(part, compute.device)
+    pixels = torch.from_numpy(picture.copy()).to(compute.device)
+    noises = [keyed_normal((3, size.height, size.width), seed, "picture") for seed in seeds]
+    pairs = [denoiser.condition_on(pixels, bundle.codec, bundle.text, size, noise) for noise in noises]
+    if compute.offload:
+        for part in (bundle.text, bundle.codec):
+            _place(part, torch.device("cpu"))
+    conds, unconds = zip(*pairs, strict=True)
+    return join_texts(conds), join_texts(unconds)
+
+
 @torch.no_grad()
 def sample_latents(
     bundle: Bundle,
@@ -77,7 +98,11 @@ def sample_latents(
     def draw_noise() -> Tensor:
         return torch.stack([torch.randn(shape, generator=g) for g in generators])
 
-    times = sample_times(sampling.steps, grid=bundle.objective.schedule.grid)
+    schedule = bundle.objective.schedule
+    if sampling.spacing == "karras":
+        times = karras_times(sampling.steps, schedule, *sampling.noise_levels)
+    else:
+        times = sample_times(sampling.steps, grid=schedule.grid)
     return denoise_latents(bundle, noise, times, positive, negative, sampling, compute, draw_noise, on_step)
 
 
@@ -111,11 +136,13 @@ def denoise_latents(
         sampling.guidance,
         rescale=sampling.guidance_rescale,
         interval=sampling.guidance_interval,
+        last_scale=sampling.guidance_end,
     )
     denoise = make_denoise(predict, bundle.objective)
-    latents = SAMPLERS[sampling.sampler](
-        denoise, x.to(device), times, bundle.objective.schedule, draw_noise=draw_noise, on_step=on_step
-    )
+    with generating(bundle.denoiser):
+        latents = SAMPLERS[sampling.sampler](
+            denoise, x.to(device), times, bundle.objective.schedule, draw_noise=draw_noise, on_step=on_step
+        )
     if compute.offload:
         _place(bundle.denoiser, torch.device("cpu"))
     return latents
@@ -151,22 +178,29 @@ def generate_videos(
     negative_prompt: str = "",
     batch_size: int = 8,
     on_step: Progress | None = None,
+    picture: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """One uint8 `f h w c` video for each (prompt, seed). UsageError where the size fits neither codec nor patch."""
+    """One uint8 `f h w c` video for each (prompt, seed). UsageError where the size fits neither codec nor patch.
+
+    With a `picture`, uint8 `h w 3`, videos start from it and the prompts are not looked at.
+    """
     latent_size = fitting_latent_size(bundle, size)
     bundle.denoiser.eval()
     total = len(range(0, len(prompts), batch_size)) * sampling.steps
     videos: list[np.ndarray] = []
     for number, start in enumerate(range(0, len(prompts), batch_size)):
         chunk = list(prompts[start : start + batch_size])
-        cond = encode_prompts(bundle, chunk, compute)
-        uncond = encode_prompts(bundle, [negative_prompt] * len(chunk), compute)
+        chunk_seeds = seeds[start : start + batch_size]
+        if picture is None:
+            cond = encode_prompts(bundle, chunk, compute)
+            uncond = encode_prompts(bundle, [negative_prompt] * len(chunk), compute)
+        else:
+            cond, uncond = encode_pictures(bundle, picture, size, chunk_seeds, compute)
 
         def advance(step: int, _: int, offset: int = number * sampling.steps) -> None:
             if on_step:
                 on_step(offset + step, total)
 
-        chunk_seeds = seeds[start : start + batch_size]
         latents = sample_latents(bundle, cond, uncond, latent_size, chunk_seeds, sampling, compute, advance)
         videos.extend(decode_latents(bundle, latents, compute))
     return videos
@@ -193,12 +227,16 @@ class Request:
     sampler: str | None = None
     steps: int | None = None
     guidance: float | None = None
+    guidance_end: float | None = None
+    spacing: Literal["even", "karras"] | None = None
+    noise_levels: tuple[float, float] | None = None
     guidance_rescale: float | None = None
     guidance_interval: tuple[float, float] | None = None
     frames: int | None = None
     width: int | None = None
     height: int | None = None
     fps: float | None = None
+    image: str | None = None  # a picture's file, for models that start from one
 
     def size(self, model: LoadedModel) -> Size:
         own = model.recipe.size
@@ -246,6 +284,7 @@ def run_generate(
     if suffix and out.suffix and not out.is_dir() and out.suffix != f".{suffix}":
         raise UsageError(f"--format {suffix} contradicts --out {out}; leave one of them out")
     fitting_latent_size(model.bundle, size)
+    picture = load_picture(model, request)
     paths = output_paths(out, suffix or "mp4", jobs)
     check_target(paths[0], fps)
     videos: list[np.ndarray] = []
@@ -256,7 +295,9 @@ def run_generate(
                 on_step(before * steps + done, len(jobs) * steps)
 
         negative = request.negative_prompt
-        videos += generate_videos(model.bundle, [prompt], [seed], size, sampling, compute, negative, on_step=advance)
+        videos += generate_videos(
+            model.bundle, [prompt], [seed], size, sampling, compute, negative, on_step=advance, picture=picture
+        )
         one = replace(request, seed=seed, num_videos=1, prompts=(prompt,))
         write_video(path, videos[-1], fps, clip_recipe(model, one, size, sampling, fps, compute))
     if len(paths) > 1:
@@ -266,6 +307,36 @@ def run_generate(
         contact_sheet(videos, labels, sheet)
         paths = [*paths, sheet]
     return paths
+
+
+def load_picture(model: LoadedModel, request: Request) -> np.ndarray | None:
+    """The picture a request starts from, uint8 `h w 3`; None for models that make videos from text.
+
+    UsageError where the model wants one and the request has none, or the other way round, or it cannot be read.
+    """
+    takes = getattr(model.bundle.denoiser, "takes_image", False)
+    if request.image is None:
+        if takes:
+            raise UsageError("this model makes videos from a picture: give --image PICTURE in place of --prompt")
+        return None
+    if not takes:
+        raise UsageError(f"--image {request.image}: this model makes videos from text alone; leave --image out")
+    if any(request.prompts) or request.negative_prompt:
+        raise UsageError(f"--image {request.image}: this model sees a picture and no text; leave --prompt out")
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(request.image, formats=PICTURE_FORMATS) as image:
+            if max(image.size) > MAX_PICTURE_SIDE or min(image.size) < MIN_PICTURE_SIDE:
+                raise UsageError(
+                    f"--image {request.image}: {image.width}x{image.height} pixels; give a picture with sides from "
+                    f"{MIN_PICTURE_SIDE} to {MAX_PICTURE_SIDE}"
+                )
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(
+            f"--image {request.image}: cannot be read as a picture ({error}); give a PNG, JPEG or WebP"
+        ) from None
 
 
 def check_target(path: Path, fps: float) -> None:
@@ -305,10 +376,12 @@ def clip_recipe(
         "width": size.width,
         "height": size.height,
         "fps": fps,
+        **({} if request.image is None else {"image": request.image}),
         "precision": compute.precision,
         "model": model.origin,
         "model_step": model.step,
         "model_sha256": model.weights_sha256,
+        **({"loras": list(model.loras)} if model.loras else {}),
         "versions": {"reelwright": __version__, "torch": torch.__version__},
     }
 

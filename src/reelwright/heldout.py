@@ -10,9 +10,10 @@ from torch import Tensor
 
 from reelwright.bundle import DenoisingLoss
 from reelwright.data.dataset import CachedDataset
+from reelwright.data.replacement import readable
 from reelwright.metrics.statistics import mean_interval
 from reelwright.randomness import keyed_normal
-from reelwright.types import Batch
+from reelwright.types import Batch, UserError
 
 
 @torch.no_grad()
@@ -43,10 +44,17 @@ def held_out_loss(
     times = module.objective.sample_time(quantiles)
     module.eval()
     by_clip: dict[str, list[Tensor]] = {}
-    for items in _chunks(dataset, num_clips, batch_size):
+    unreadable = 0
+    for chunk in _chunks(dataset, num_clips, batch_size):
+        items = readable(dataset, chunk, seed=0)
+        unreadable += len(chunk) - len(items)
+        if not items:
+            continue
         rows = fixed_losses(module, dataset.load(items, seed=0), times, device)  # b times
         for (index, _), row in zip(items, rows, strict=True):
             by_clip.setdefault(dataset.samples[index].clip, []).append(row)
+    if not by_clip:
+        raise UserError(f"{dataset.cache.root}: no held-out clip can be read; run `reelwright prepare` again")
     # windows of one clip are no independent measurements: they count as one
     losses = torch.stack([torch.stack(rows).mean(dim=0) for rows in by_clip.values()])  # clips times
     means = losses.mean(dim=1).tolist()
@@ -56,6 +64,7 @@ def held_out_loss(
         "heldout_low": low,
         "heldout_high": high,
         "heldout_clips": len(losses),
+        **({"heldout_unreadable": unreadable} if unreadable else {}),
         "heldout_split": next(iter(dataset.samples.values())).split,
         "heldout_times": [round(t, 6) for t in times.tolist()],
         "heldout_by_time": losses.mean(dim=0).tolist(),

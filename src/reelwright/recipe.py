@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import Field, model_validator
 
@@ -11,11 +11,47 @@ from reelwright.config import Config
 from reelwright.data.config import DataConfig
 from reelwright.diffusion.objective import ObjectiveConfig
 from reelwright.diffusion.sampler import SAMPLERS
-from reelwright.models.codec import CodecConfig, PCACodecConfig
+from reelwright.models.codec import AutoencoderKLConfig, DCTCodecConfig, PCACodecConfig, PixelCodecConfig
 from reelwright.models.dit import DiTConfig
-from reelwright.models.text import NativeTextConfig, TextConfig
+from reelwright.models.spatial import VideoTransformerConfig
+from reelwright.models.text import CLIPTextConfig, NativeTextConfig, T5TextConfig
+from reelwright.models.unet3d import UNet3DConfig
+from reelwright.pretrained.autoencoders import VideoAutoencoderConfig
+from reelwright.pretrained.base import FamilyConfig
+from reelwright.pretrained.cogvideox import CogVideoXConfig
+from reelwright.pretrained.hunyuan import HunyuanConfig, HunyuanTextConfig
+from reelwright.pretrained.ltx import LTXConfig
+from reelwright.pretrained.svd import CLIPImageConfig, SVDConfig
+from reelwright.pretrained.wan import WanConfig
 from reelwright.training.config import RESUMABLE_KEYS, TrainConfig
 from reelwright.types import Size
+
+ModelConfig = Annotated[
+    DiTConfig
+    | VideoTransformerConfig
+    | UNet3DConfig
+    | WanConfig
+    | CogVideoXConfig
+    | LTXConfig
+    | HunyuanConfig
+    | SVDConfig,
+    Field(discriminator="type"),
+]
+TextConfig = Annotated[
+    NativeTextConfig | CLIPTextConfig | T5TextConfig | HunyuanTextConfig | CLIPImageConfig, Field(discriminator="type")
+]
+CodecConfig = Annotated[
+    PCACodecConfig | DCTCodecConfig | PixelCodecConfig | AutoencoderKLConfig | VideoAutoencoderConfig,
+    Field(discriminator="type"),
+]
+
+FAMILIES: dict[str, type[FamilyConfig]] = {
+    "wan": WanConfig,
+    "cogvideox": CogVideoXConfig,
+    "ltx": LTXConfig,
+    "hunyuan": HunyuanConfig,
+    "svd": SVDConfig,
+}
 
 # The type a group has where a recipe names none.
 DEFAULT_TYPES = {"codec": "pca", "text": "native", "model": "dit"}
@@ -26,7 +62,10 @@ class SamplingConfig(Config):
 
     sampler: str = "euler"  # one of diffusion.sampler.SAMPLERS
     steps: int = Field(default=30, ge=1)
+    spacing: Literal["even", "karras"] = "even"  # of the steps: in time, or Karras' noise levels (schedule 'edm')
+    noise_levels: tuple[float, float] = (0.002, 700.0)  # lowest and highest sigma / alpha of 'karras'
     guidance: float = Field(default=4.0, ge=0)  # 1: none
+    guidance_end: float | None = Field(default=None, ge=0)  # of the last frame, where it is not that of the first
     guidance_rescale: float = Field(default=0.0, ge=0, le=1)
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # the t at which guidance acts
 
@@ -34,6 +73,14 @@ class SamplingConfig(Config):
     def _check(self) -> SamplingConfig:
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler = '{self.sampler}': not one of {', '.join(SAMPLERS)}")
+        levels = type(self).model_fields["noise_levels"].default
+        if self.spacing != "karras" and self.noise_levels != levels:
+            raise ValueError(
+                f"noise_levels = {list(self.noise_levels)} has no effect with spacing = '{self.spacing}': it belongs "
+                f"to karras; leave it {list(levels)}"
+            )
+        if not 0 < self.noise_levels[0] < self.noise_levels[1]:
+            raise ValueError(f"noise_levels = {list(self.noise_levels)}: must be [lowest, highest], above 0")
         low, high = self.guidance_interval
         if not 0 <= low < high <= 1:
             raise ValueError(f"guidance_interval = {[low, high]}: must be [low, high] with 0 <= low < high <= 1")
@@ -49,7 +96,7 @@ class Recipe(Config):
     data: DataConfig
     codec: CodecConfig = PCACodecConfig()
     text: TextConfig = NativeTextConfig()
-    model: DiTConfig = DiTConfig()
+    model: ModelConfig = DiTConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig = TrainConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -60,6 +107,7 @@ class Recipe(Config):
         if not isinstance(values, dict):
             return values
         values = {key: value for key, value in values.items() if value is not None}  # `train:` with nothing below it
+        _fill_in_companions(values)
         for group, default in DEFAULT_TYPES.items():
             inner = values.get(group)
             if isinstance(inner, dict) and "type" not in inner:
@@ -71,6 +119,21 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        if self.sampling.spacing == "karras" and self.objective.schedule != "edm":
+            raise ValueError(
+                f"sampling.spacing = 'karras' wants objective.schedule = 'edm', not {self.objective.schedule!r}: "
+                "only its noise levels have times that can be told; use sampling.spacing = even"
+            )
+        started = self.train.start_from is not None or getattr(self.model, "model", None) is not None
+        if self.train.lora is not None and not started:
+            raise ValueError(
+                "train.lora: needs a trained model to adapt, and this recipe makes one from scratch; name it in "
+                "model.model or train.start_from, or leave train.lora out"
+            )
+        if getattr(self.model, "quantize", None) is not None and self.train.lora is None:
+            raise ValueError(
+                "model.quantize: 8-bit weights cannot be trained, only adapters beside them: set train.lora"
+            )
         grid = self.objective.build().schedule.grid
         if grid is not None and self.sampling.steps > grid:
             raise ValueError(
@@ -78,6 +141,11 @@ class Recipe(Config):
                 "(objective.schedule_steps); use at most that"
             )
         return self
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever trains this should know beforehand."""
+        return self.model.warnings(self.objective) if isinstance(self.model, FamilyConfig) else ()
 
     @property
     def size(self) -> Size:
@@ -90,3 +158,31 @@ MAY_CHANGE = frozenset(
     {*RESUMABLE_KEYS, "run_dir", "cache_dir", "data.max_dropped"}
     | {f"sampling.{name}" for name in SamplingConfig.model_fields}
 )
+
+
+def _fill_in_companions(values: dict[str, Any]) -> None:
+    """A pretrained family's own codec, text, objective and sampling, as far as the recipe does not name others."""
+    model = values.get("model")
+    family = FAMILIES.get(model.get("type", "")) if isinstance(model, dict) else None
+    if family is None or not isinstance(model, dict):
+        return
+    try:
+        size = DataConfig.model_validate(values.get("data")).sizes[0]
+    except ValueError:
+        return  # the recipe is refused for its data
+    for group, settings in family.companions_of(model, size).items():
+        given = values.get(group, {})
+        if isinstance(given, dict) and given.get("type", settings.get("type")) == settings.get("type"):
+            values[group] = {**settings, **given}
+
+
+def add_model(config: type[Config]) -> None:
+    """Let recipes name a model of your own: `config` has a `type` and a `build(channels, text_width)`.
+
+    One of the same type, as a notebook's cell run twice makes it, takes the place of the earlier one.
+    """
+    field, name = Recipe.model_fields["model"], config.model_fields["type"].default
+    others = [known for known in get_args(field.annotation) if known.model_fields["type"].default != name]
+    union: Any = Union[(*others, config)]  # noqa: UP007 - made at run time
+    field.annotation = union
+    Recipe.model_rebuild(force=True)

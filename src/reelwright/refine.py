@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reelwright import __version__
-from reelwright.data.decode import BadVideo, opened, probe, shown
+from reelwright.data.colours import to_rgb
+from reelwright.data.decode import BadVideo, opened, probe, upright
 from reelwright.data.resize import fit
 from reelwright.diffusion.sampler import sample_times
 from reelwright.diffusion.schedule import Schedule
@@ -72,13 +73,15 @@ class Source:
     sha256: str
     decoded: Size  # before the padding noted in our own files is taken off
     skipped_frames: int  # damaged ones before the first sound key frame
+    rotation: int  # degrees clockwise from the stored picture to the shown one
+    mirrored: bool
 
     def pictures(self) -> Iterator[Pictures]:
         """Frames in order, uint8 `h w c`, one in memory at a time."""
         _, height, width = self.decoded.tuple
         with _reopened(self.path) as (container, stream):
             for frame in islice(container.decode(stream), self.skipped_frames, None):
-                picture = shown(frame)
+                picture = upright(to_rgb(frame), self.rotation, self.mirrored)
                 if picture.shape[:2] != (height, width):  # the pixel aspect is what the shapes differ by
                     aspect = width / height / (picture.shape[1] / picture.shape[0])
                     picture = fit(picture, height, width, aspect)
@@ -105,7 +108,7 @@ def open_source(path: Path, say: Say) -> Source:
     rate, steady = even_rate(seconds, nominal)
     return Source(
         path, Size(info.num_frames, height, width), seconds, rate, steady, silent, sha256_of(path),
-        Size(info.num_frames, info.height, info.width), info.skipped_frames,
+        Size(info.num_frames, info.height, info.width), info.skipped_frames, info.rotation, info.mirrored,
     )  # fmt: skip
 
 
@@ -133,10 +136,11 @@ def plan_windows(bundle: Bundle, trained: Size, video: Size) -> Windows:
             f"a video of {video.width}x{video.height}: {frames} frames of that size are more than {MAX_WINDOW_PIXELS} "
             "pixels, which go through the model at once; make it smaller first"
         )
-    step = 1 if bundle.codec.compression.causal else bundle.codec.compression.frames
+    step = min(frames, bundle.codec.compression.frames)  # less than a block only where a causal codec takes one frame
     last = max(0, -(-(video.frames - frames) // step) * step)
     overlap = max(step, frames // 4 // step * step) if frames > step else 0
-    return Windows(size, (*range(0, last, frames - overlap), last), video.frames)
+    stride = max(step, (frames - overlap) // step * step)  # a causal window is a frame longer than its blocks
+    return Windows(size, (*range(0, last, stride), last), video.frames)
 
 
 @dataclass(frozen=True)
@@ -285,18 +289,22 @@ def far_from_training(model: LoadedModel, source: Source) -> str | None:
 
 
 class _Noise:
-    """Standard normal noise for the latents `1 c f h w` of a window, keyed by seed and place in the video."""
+    """Standard normal noise for the latents `1 c f h w` of a window, keyed by seed and place in the video.
+
+    The place of a latent is the window's first frame and so many of the codec's blocks on, in a causal codec as well:
+    there it is the last frame it stands for. Windows begin at whole blocks, so they agree on it.
+    """
 
     def __init__(self, bundle: Bundle, latents: Tensor, seed: int, first: int) -> None:
         _, channels, count, height, width = latents.shape
-        begin = first // bundle.codec.compression.frames
+        block = bundle.codec.compression.frames
         self._shape = (channels, height, width)
-        self._frames = range(begin, begin + count)
+        self._places = range(first, first + count * block, block)
         self._seed, self._like = seed, latents
-        self._generators = [keyed_generator(seed, "refine sampler", frame) for frame in self._frames]
+        self._generators = [keyed_generator(seed, "refine sampler", place) for place in self._places]
 
     def start(self) -> Tensor:
-        drawn = [keyed_normal(self._shape, self._seed, "refine", frame) for frame in self._frames]
+        drawn = [keyed_normal(self._shape, self._seed, "refine", place) for place in self._places]
         return torch.stack(drawn, dim=1)[None].to(self._like)
 
     def draw(self) -> Tensor:
@@ -318,7 +326,7 @@ class _Job:
         source = self.source
         _, height, width = source.size.tuple
         with (
-            _memory_told(self.windows.size),
+            _memory_told(self.windows.size, recipe["command"]),
             streamed_video(self.out, height, width, source.rate, recipe, source.steady) as add,
         ):
             changed = through_windows(source.pictures(), self.windows, change)
@@ -349,15 +357,16 @@ def _open_job(model: LoadedModel, path: Path, out: Path, strength: float, say: S
 
 
 @contextmanager
-def _memory_told(size: Size) -> Iterator[None]:
+def _memory_told(size: Size, command: str) -> Iterator[None]:
     """UserError instead of the ways in which torch and numpy say that memory ran out."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+            options = "--offload" if command == "noise" else "--offload or --precision bf16"
             raise UserError(
                 f"not enough memory for windows of {size} (frames x height x width); make the video smaller, or try "
-                "--offload or --precision bf16"
+                f"{options}"
             ) from None
         raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import torch
 
 from reelwright.bundle import DenoisingLoss, fitted_path
 from reelwright.config import to_yaml
+from reelwright.loading import BASE, base_of, check_base
 from reelwright.recipe import MAY_CHANGE, Recipe
 from reelwright.run import RunDirectory, compare_recipes
 from reelwright.training import checkpoint as checkpoints
@@ -23,7 +25,7 @@ from reelwright.types import Bundle, UsageError, UserError
 
 
 def settle(recipe: Recipe) -> Recipe:
-    """The recipe with device and precision decided. A run that exists keeps what it decided then."""
+    """The recipe with device and precision decided. A run that exists keeps what it decided then, its buckets too."""
     train = recipe.train
     saved = _saved_recipe(recipe.run_dir)
     device = resolve_device(train.device)
@@ -34,7 +36,10 @@ def settle(recipe: Recipe) -> Recipe:
         decided["precision"] = saved.train.precision if saved else resolve_precision("auto", device)
     else:
         resolve_precision(train.precision, device)
-    return recipe.model_copy(update={"train": train.model_copy(update=decided)})
+    data = recipe.data
+    if data.buckets == "auto" and saved:
+        data = data.model_copy(update={"buckets": saved.data.buckets})
+    return recipe.model_copy(update={"train": train.model_copy(update=decided), "data": data})
 
 
 def _saved_recipe(run_dir: Path) -> Recipe | None:
@@ -92,9 +97,10 @@ def restore(
     UserError names a tensor that is missing, or a codec or tokenizer that is not the one the weights were trained with.
     """
     loaded = checkpoints.load_checkpoint(path)
+    check_base(str(path), base_of(path), recipe, bundle)
     _refuse_other_fit(path, recipe, bundle, loaded.tensors.get("codec", {}))
     try:
-        module.load_state_dict(loaded.tensors["model"])
+        module.load_kept(loaded.tensors["model"])
         load_optimizer_tensors(module, optimizer, loaded.tensors["optimizer"])
         if ema is not None:
             ema.load_tensors(loaded.tensors["ema"])
@@ -132,12 +138,14 @@ def save_run(
 ) -> None:
     """One checkpoint with everything needed to resume or to generate, then verify it, then prune older ones."""
     plain_optimizer = getattr(optimizer, "optimizer", optimizer)
-    tensors = {"model": module.state_dict(), "optimizer": optimizer_tensors(module, plain_optimizer)}
+    tensors = {"model": module.kept(), "optimizer": optimizer_tensors(module, plain_optimizer)}
     if ema is not None:
         tensors["ema"] = ema.tensors()
     texts = {"recipe.yaml": to_yaml(recipe.plain())}
     if bundle.codec.needs_fit:
         tensors["codec"] = bundle.codec.state_dict()
+    if bundle.base_sha256:
+        texts[BASE] = json.dumps({"sha256": bundle.base_sha256})
     if module.text is not None:
         texts["tokenizer.json"] = module.text.tokenizer_json()  # pyright: ignore[reportCallIssue]
     path = checkpoints.save_checkpoint(run.checkpoints, state, tensors, texts)

@@ -35,6 +35,9 @@ from reelwright.types import UsageError, UserError
 _STEP_NAME = re.compile(r"step-(\d{7,})")
 _LOGGED_STEP = re.compile(r"\S+ \S+  step +(\d+)  ")
 _NOT_SET = object()
+_OTHER_FOLDERS = ("model_index.json", "manifest.json")  # an exported model and a checkpoint hold a recipe.yaml too
+_TAIL_BYTES = 8192  # of metrics.jsonl: its last lines
+FIGURES = ("row", "split", "metric", "value", "low", "high", "n")  # of a score; its other keys are its conditions
 
 
 class RunDirectory:
@@ -68,12 +71,13 @@ class RunDirectory:
         """A run that exists. UsageError where `path` holds none."""
         run = cls(path)
         if not run.exists():
-            raise UsageError(f"{path}: not a run directory (it has no recipe.yaml); give a run_dir that was trained")
+            what = "an exported model or a single checkpoint" if run.recipe_path.is_file() else "it has no recipe.yaml"
+            raise UsageError(f"{path}: not a run directory ({what}); give a run_dir that was trained")
         return run
 
     def exists(self) -> bool:
         """Whether a run was started here: its recipe is written before anything else."""
-        return self.recipe_path.is_file()
+        return self.recipe_path.is_file() and not any((self.path / name).exists() for name in _OTHER_FOLDERS)
 
     def __repr__(self) -> str:
         return f"RunDirectory({str(self.path)!r})"
@@ -112,6 +116,26 @@ class RunDirectory:
             records.append(record)
         return records
 
+    def recent_metrics(self) -> dict[str, float]:
+        """The newest figure of every key among the last lines, read from the file's end; {} where there is none."""
+        found: dict[str, float] = {}
+        try:
+            with self.metrics_path.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                lines = file.read().split(b"\n")
+        except OSError:
+            return found
+        for line in lines:  # the first may begin, and the last may end, in the middle of a record
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            for key, value in record.items() if isinstance(record, dict) else ():
+                found.pop(key, None)  # a loss that is no number any more is not told by an older one
+                if is_number(value):
+                    found[key] = value
+        return found
+
     def log(self, message: str, step: int | None = None) -> None:
         """Add to training.log with the local time; give the step where the line should be rewound with it."""
         stamp = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
@@ -144,25 +168,26 @@ class RunDirectory:
         found = [path for path in self.checkpoints.iterdir() if _STEP_NAME.fullmatch(path.name) and path.is_dir()]
         return sorted(found, key=step_of)
 
-    def write_scores(self, rows: Sequence[Mapping[str, Any]], conditions: str = "") -> None:
-        """Save measurements and a sentence on how they were made.
+    def write_scores(self, rows: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) -> None:
+        """Save measurements of one model, which `model` tells by the "sha256" of its weights and what more is known.
 
         Each is {"row": "model", "metric": "joint accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "n": 256}: who was
-        measured, by what, the value with its 95 % interval, on how many. More keys (such as "split") may be added.
+        measured, by what, the value with its 95 % interval, on how many; "split" may be added. All keys beyond these
+        FIGURES are the conditions of that very measurement: {"sampler": "euler", "steps": 8, "seed": 0}.
         """
         for row in rows:
             if missing := {"row", "metric", "value"} - set(row):
                 raise ValueError(f"a score needs row, metric and value; {dict(row)} lacks {', '.join(sorted(missing))}")
-        content = {"conditions": conditions, "scores": [finite(row) for row in rows]}
+        content = {"model": finite(model), "scores": [finite(row) for row in rows]}
         replace_file(self.scores_path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
-    def read_scores(self) -> tuple[list[dict[str, Any]], str]:
-        """The rows and the conditions `write_scores` saved; ([], "") where nothing was measured yet."""
+    def read_scores(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The rows and the model `write_scores` saved; ([], {}) where nothing was measured yet."""
         if not self.scores_path.is_file():
-            return [], ""
+            return [], {}
         try:
             content = json.loads(self.scores_path.read_text(encoding="utf-8"))
-            return [dict(row) for row in content["scores"]], str(content["conditions"])
+            return [dict(row) for row in content["scores"]], dict(content["model"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.scores_path}: damaged ({error!r}); run `reelwright evaluate` again") from None
 
@@ -233,6 +258,11 @@ def compare_recipes(old: Mapping[str, Any], new: Mapping[str, Any], allowed: Col
 
 def _shown(value: Any) -> str:
     return "not set" if value is _NOT_SET else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def score_conditions(row: Mapping[str, Any]) -> dict[str, Any]:
+    """How a score was measured: what its row holds besides the FIGURES."""
+    return {key: value for key, value in row.items() if key not in FIGURES and value is not None}
 
 
 def is_number(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reelwright.bundle import DenoisingLoss, build_bundle, draw
-from reelwright.data.buckets import BucketSampler
+from reelwright.data.buckets import BucketSampler, bucket_cost, micro_batches
+from reelwright.data.replacement import ReplacingReader
 from reelwright.export import export_final
 from reelwright.generate import Compute, decode_latents, sample_latents
 from reelwright.heldout import held_out_loss
+from reelwright.loading import beginning
 from reelwright.prepare import EMPTY, Prepared, open_prepared, prepare
 from reelwright.randomness import derive_seed
 from reelwright.recipe import Recipe
@@ -28,9 +30,10 @@ from reelwright.training import checkpoint as checkpoints
 from reelwright.training.checkpoint import TrainState
 from reelwright.training.devices import autocast, make_accelerator, resolve_device
 from reelwright.training.ema import EMA
+from reelwright.training.freezing import freeze
 from reelwright.training.optim import build_optimizer, learning_rate, set_learning_rate
 from reelwright.training.tracker import Trackers
-from reelwright.types import Bundle, UsageError, UserError
+from reelwright.types import Bundle, Size, UsageError, UserError
 from reelwright.video.sheet import contact_sheet
 from reelwright.video.write import write_video
 
@@ -68,21 +71,21 @@ def train(
     accelerator = make_accelerator(device, config.precision)
     device = accelerator.device
     main = accelerator.is_main_process
-    micro_batch = _micro_batch(config.micro_batch, config.batch_size, accelerator.num_processes)
+    share = _share(config.batch_size, accelerator.num_processes)
     run = RunDirectory.create(recipe.run_dir)
     with run.lock() if main else nullcontext(), stop_signals() as stop:
         log = _logger(run, say) if main else (lambda _: None)
 
         def preparing(stage: str, done: int, total: int) -> None:
-            on_prepare(stage, done, total)
+            if main:
+                on_prepare(stage, done, total)
             if stop:  # a cache may be left at any moment; there is nothing to save yet
                 raise KeyboardInterrupt
 
-        if main:
-            for line in prepare(recipe, preparing).lines():
-                log(line)
-        accelerator.wait_for_everyone()
+        for line in prepare(recipe, preparing).lines():  # every process does its share
+            log(line)
         prepared = open_prepared(recipe)
+        recipe = prepared.recipe  # every `auto` settled
         training, validation = prepared.training, prepared.validation
         steps = config.steps or math.ceil((config.epochs or 0) * len(training) / config.batch_size)
         if main:
@@ -91,11 +94,13 @@ def train(
 
         # -- the model, its optimizer and what a checkpoint says of them
         bundle = build_bundle(recipe, frozen_text_width=prepared.manifest.about["text_width"])
+        resumed = checkpoints.newest_valid(run.checkpoints, log)
+        bundle, adapted = beginning(bundle, recipe, fresh=resumed is None)
         loss_module = DenoisingLoss(bundle).to(device)
+        trained, parameters = freeze(loss_module, config.freeze, config.train_only)
         optimizer = build_optimizer(loss_module, config)
         ema = EMA(loss_module, config.ema) if config.ema is not None else None
         state = TrainState()
-        resumed = checkpoints.newest_valid(run.checkpoints, log)
         if resumed is not None:
             state = restore(resumed, recipe, bundle, loss_module, optimizer, ema)
             log(f"resuming from {resumed.name}")
@@ -112,13 +117,19 @@ def train(
 
         sampler = BucketSampler(training.buckets(), config.batch_size, recipe.seed)
         trackers = Trackers(config, run.path, state.step, recipe.plain()) if main else None
+        reader = ReplacingReader(training)
         shard = slice(accelerator.process_index, None, accelerator.num_processes)
-        parameters = sum(p.numel() for p in loss_module.parameters())
-        accumulation = math.ceil(config.batch_size / accelerator.num_processes / micro_batch)
+        wanted = share if config.micro_batch == "auto" else min(config.micro_batch, share)
+        costs = {s.size: bucket_cost(s.latent_size, config.micro_batch_power) for s in training.samples.values()}
+        micro_batch = micro_batches(costs, wanted, share)
+        for warning in recipe.warnings:
+            log(warning)
+        if trained < parameters:
+            what = f"LoRA beside {len(adapted)} layers" if adapted else "the others are frozen"
+            log(f"{what}: {trained:,} of {parameters:,} parameters train")
         log(
             f"{parameters:,} parameters on {device} in {config.precision}; {len(training)} training samples, "
-            f"{len(validation)} held out; batch {config.batch_size} = {accelerator.num_processes} processes x "
-            f"micro-batch {micro_batch} x {accumulation} accumulated; {steps} steps"
+            f"{len(validation)} held out; {steps} steps; {_batches(config.batch_size, share, micro_batch)}"
         )
 
         def record(figures: dict[str, Any]) -> None:
@@ -128,18 +139,19 @@ def train(
 
         started, session_seconds, clock = state.step, 0.0, time.perf_counter()
         stopping, skipped = "", 0
+        unreadable: set[int] = set()  # samples, of all processes
         while state.step < steps and not stopping:
             # -- one optimizer step over batch_size samples of one bucket
             torch.manual_seed(derive_seed(recipe.seed, "step", state.step, accelerator.process_index))
             rate = learning_rate(config, state.step, steps)
             set_learning_rate(optimizer, rate)
-            _, items = sampler.batch(state.step)
-            mine = items[shard]
+            size, items = sampler.batch(state.step)
+            mine, at_once = items[shard], micro_batch[size]
             step_loss = torch.zeros((), device=device)
             model.train()
-            for start in range(0, len(mine), micro_batch):
-                last = start + micro_batch >= len(mine)
-                batch = training.load(mine[start : start + micro_batch], recipe.seed, config.caption_dropout)
+            for start in range(0, len(mine), at_once):
+                last = start + at_once >= len(mine)
+                batch = reader.load(mine[start : start + at_once], recipe.seed, config.caption_dropout)
                 drawn = draw(batch, bundle.objective, recipe.seed)
                 with nullcontext() if last else accelerator.no_sync(model):
                     with accelerator.autocast():
@@ -147,9 +159,16 @@ def train(
                             drawn.latents.to(device), drawn.noise.to(device), drawn.t.to(device), batch.text.to(device)
                         )
                     # a mean over the samples of the whole step; DDP averages over processes, hence their number
-                    share = losses.sum() * (accelerator.num_processes / config.batch_size)
-                    accelerator.backward(share)
-                step_loss += share.detach()
+                    part = losses.sum() * (accelerator.num_processes / config.batch_size)
+                    accelerator.backward(part)
+                step_loss += part.detach()
+            for index in _found_by_any(reader.found_bad(), accelerator):
+                if index not in unreadable:
+                    unreadable.add(index)
+                    why = reader.why((index, items[0][1]), recipe.seed)
+                    log(f"{training.samples[index].clip} (sample {index}) cannot be read, another stands in: {why}")
+            if len(unreadable) > config.max_bad_fraction * len(training):
+                raise UserError(_too_many_bad(recipe, len(unreadable), len(training)))
             norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf) or 0.0)
             loss_value = accelerator.gather(step_loss).mean().item()  # pyright: ignore[reportAttributeAccessIssue]
             if not (math.isfinite(loss_value) and math.isfinite(norm)):
@@ -185,6 +204,7 @@ def train(
                         "grad_norm": norm,
                         "samples_per_second": round(speed, 3),
                         "seconds": round(state.seconds, 3),
+                        **({"unreadable_samples": len(unreadable)} if unreadable else {}),
                     }
                 )
             if on_step and main:
@@ -294,14 +314,46 @@ def _due(every: int, step: int, steps: int) -> bool:
     return bool(every) and (step % every == 0 or step == steps)
 
 
-def _micro_batch(wanted: int | str, batch_size: int, processes: int) -> int:
+def _share(batch_size: int, processes: int) -> int:
+    """Samples of a step that fall to each process."""
     if batch_size % processes:
         raise UsageError(
             f"train.batch_size = {batch_size}: must be a multiple of the {processes} processes; "
             f"use {batch_size // processes * processes or processes} or {(batch_size // processes + 1) * processes}"
         )
-    share = batch_size // processes
-    return share if wanted == "auto" else min(int(wanted), share)
+    return batch_size // processes
+
+
+def _batches(batch_size: int, share: int, micro_batch: Mapping[Size, int]) -> str:
+    """How a step is made up, in words."""
+    if len(set(micro_batch.values())) == 1:
+        at_once = next(iter(micro_batch.values()))
+        made_of = f"micro-batch {at_once} x {math.ceil(share / at_once)} accumulated"
+    else:
+        by_size = ", ".join(f"{at_once} ({size})" for size, at_once in sorted(micro_batch.items()))
+        made_of = f"micro-batches of {by_size}, accumulated"
+    return f"batch {batch_size} = {batch_size // share} processes x {made_of}"
+
+
+def _found_by_any(found: list[int], accelerator: Accelerator) -> list[int]:
+    """What every process found, joined: the same list in all of them, ascending."""
+    if accelerator.num_processes == 1:
+        return sorted(found)
+    counts = accelerator.gather(torch.tensor([len(found)], device=accelerator.device))
+    most = int(counts.max())  # pyright: ignore[reportAttributeAccessIssue]
+    if not most:
+        return []
+    padded = torch.tensor(found + [-1] * (most - len(found)), device=accelerator.device)
+    everything = accelerator.gather(padded).tolist()  # pyright: ignore[reportAttributeAccessIssue]
+    return sorted({index for index in everything if index >= 0})
+
+
+def _too_many_bad(recipe: Recipe, bad: int, samples: int) -> str:
+    return (
+        f"{bad} of {samples} training samples cannot be read ({bad / samples:.1%}), more than train.max_bad_fraction = "
+        f"{recipe.train.max_bad_fraction:g} allows; they are named above. Delete the damaged files and run "
+        "`reelwright prepare` again, which makes only what is missing; or raise train.max_bad_fraction"
+    )
 
 
 def _logger(run: RunDirectory, say: Callable[[str], None]) -> Callable[[str], None]:

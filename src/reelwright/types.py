@@ -187,6 +187,7 @@ class Text:
 
     values: Tensor
     mask: Tensor  # `b l` bool: True where the token is real, False where it pads
+    image: Tensor | None = None  # `b c f h w`: latents of the picture a video starts from, for models that take one
 
     def __post_init__(self) -> None:
         if self.values.shape[:2] != self.mask.shape:
@@ -195,7 +196,8 @@ class Text:
     def to(self, *args: Any, **kwargs: Any) -> Text:
         """Move as `Tensor.to` does; the mask keeps its dtype."""
         values = self.values.to(*args, **kwargs)
-        return Text(values, self.mask.to(values.device))
+        image = None if self.image is None else self.image.to(*args, **kwargs)
+        return Text(values, self.mask.to(values.device), image)
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -282,3 +284,4 @@ class Bundle:
     text: Any
     objective: Any
     lora_targets: tuple[str, ...] = ()
+    base_sha256: str = ""  # of the frozen weights, where adapters beside them are what trains

@@ -11,9 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reelwright.data.buckets import BucketSampler, assign, window_starts
+from reelwright.data.buckets import (
+    BucketSampler,
+    assign,
+    bucket_cost,
+    micro_batches,
+    playable_span,
+    scene_spans,
+    window_places,
+)
 from reelwright.data.config import DataConfig
-from reelwright.data.decode import VideoInfo
+from reelwright.data.decode import VideoInfo, nearest_frames
 from reelwright.types import Clip, Size
 
 
@@ -23,6 +31,10 @@ def _info(frames: int, fps: float = 30.0, width: int = 640, height: int = 360, f
 
 def _config(**values: Any) -> DataConfig:
     return DataConfig.parse({"path": "x", **values})
+
+
+def window_starts(info: VideoInfo, size: Size, config: DataConfig, clip: Clip | None = None) -> tuple[float, ...]:
+    return tuple(place.start_seconds for place in window_places(info, size, config, clip))
 
 
 def test_the_longest_then_the_nearest_shape() -> None:
@@ -65,6 +77,125 @@ def test_start_and_end_of_a_clip_within_its_file() -> None:
     assert window_starts(info, Size(16, 64, 64), _config(window="middle"), clip)[0] == pytest.approx(2.0625)
     late = Clip("a", Path("a.mp4"), ("x",), "a", start_seconds=9.0)
     assert "too short: 8 frames" in str(assign(info, _config(), late))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.floats(0.005, 0.2), min_size=1, max_size=120),
+    st.sets(st.integers(1, 119), max_size=6),
+    st.integers(1, 12),
+    st.sampled_from([2.0, 8.0, 24.0]),
+    st.sampled_from(["head", "middle", "uniform", "spread"]),
+    st.integers(1, 5),
+)
+def test_no_window_holds_a_cut(
+    steps: list[float], cut_at: set[int], frames: int, fps: float, window: str, windows: int
+) -> None:
+    """Whatever the spacing of the frames: all pictures of a window are of one scene."""
+    times = 3.0 + np.cumsum(steps)
+    info = VideoInfo(times, 64, 64, 0, False, "h264", 0, 0.0)
+    cut_at = {number for number in cut_at if number < len(times)}
+    cuts = sorted(float(times[number]) - info.first_seconds for number in cut_at)
+    scene = np.cumsum([number in cut_at for number in range(len(times))])
+    config = _config(frames=frames, fps=fps, window=window, windows=windows if window == "uniform" else 1)
+    size = assign(info, config, None, cuts)
+    if isinstance(size, str):
+        return
+    places = window_places(info, size, config, None, cuts)
+    assert 1 <= len(places) <= windows
+    assert len({place.start_seconds for place in places}) == len(places)
+    for place in places:
+        targets = info.first_seconds + place.start_seconds + np.arange(frames) / fps
+        if place.end_seconds is not None:  # as `read_spread` reads it
+            since = times - info.first_seconds
+            inside = (since >= place.start_seconds - 1e-6) & (since < place.end_seconds - 1e-6)
+            assert inside.sum() >= frames
+            targets = np.linspace(times[inside][0], times[inside][-1], frames)
+        assert len(set(scene[nearest_frames(times, targets)])) == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from([1 / 30, 1 / 24, 0.1, 0.31]), min_size=2, max_size=120),
+    st.integers(1, 119),
+    st.floats(0.0, 1.0),
+    st.integers(1, 12),
+    st.sampled_from([2.0, 5.0, 8.0, 10.0, 24.0]),
+    st.sampled_from(["head", "middle", "uniform", "spread"]),
+)
+def test_a_part_of_a_film_ends_before_its_end(
+    steps: list[float], following: int, past: float, frames: int, fps: float, window: str
+) -> None:
+    """With cuts as end times, the next scene's first frame stays out; a part of any length gives what it has."""
+    times = 3.0 + np.cumsum(steps)
+    since = times - times[0]
+    following = min(following, len(times) - 1)
+    end = float(since[following - 1] + (since[following] - since[following - 1]) * max(past, 1e-3))
+    info = VideoInfo(times, 64, 64, 0, False, "h264", 0, 0.0)
+    clip = Clip("a@0-2", Path("a.mp4"), ("x",), "a", 0.0, end)
+    config = _config(frames=frames, fps=fps, window=window, windows=3 if window == "uniform" else 1)
+    assert not isinstance(assign(info, _config(frames=1, window=window), clip), str)
+    size = assign(info, config, clip)
+    if isinstance(size, str):
+        return
+    for place in window_places(info, size, config, clip):
+        targets = info.first_seconds + place.start_seconds + np.arange(frames) / fps
+        if place.end_seconds is not None:  # as `read_spread` reads it
+            inside = times[(since >= place.start_seconds - 1e-6) & (since < place.end_seconds - 1e-6)]
+            targets = np.linspace(inside[0], inside[-1], frames)
+        assert since[nearest_frames(times, targets)].max() < end - 1e-9
+
+
+def test_a_whole_film_keeps_half_a_frame_after_its_last() -> None:
+    info = _info(21, fps=10)
+    assert playable_span(info) == playable_span(info, Clip("a", Path("a"), ("x",), "a", 0.0, 9.0)) == (0.0, 2.05)
+    part = playable_span(info, Clip("a", Path("a"), ("x",), "a", 0.0, 2.0))
+    assert part.end == pytest.approx(1.95, abs=1e-5)
+
+
+def test_scenes() -> None:
+    info, size = _info(300), Size(16, 64, 64)  # a window of 16 at 8 fps lasts 1.875 s
+    cuts = (2.0, 2.5, 6.0)
+    assert [round(span.start, 3) for span in scene_spans(info, None, cuts)] == [0.0, 2.0, 2.5, 6.0]
+    config = _config(window="uniform", windows=4)
+    starts = [place.start_seconds for place in window_places(info, size, config, None, cuts)]
+    assert starts == sorted(starts) and not any(2.0 <= start < 2.5 for start in starts), "that scene is too short"
+    assert starts[0] == 0.0 and starts[-1] == pytest.approx(299 / 30 - 15 / 8)
+    middle = window_places(info, size, _config(window="middle"), None, cuts)
+    assert middle[0].start_seconds == pytest.approx(6 + (299 / 30 - 6 - 15 / 8) / 2), "of the longest scene"
+    reason = assign(_info(120), _config(frames=32), None, (2.0,))
+    assert reason == "too short: its longest scene has 16 frames at 8 fps, the smallest bucket needs 32"
+
+
+def test_spread_takes_the_whole_clip_and_no_fps() -> None:
+    config = _config(window="spread", fps=1000)
+    assert assign(_info(16), config) == Size(16, 64, 64)
+    assert assign(_info(15), config) == "too short: 15 frames, the smallest bucket needs 16"
+    (place,) = window_places(_info(90), Size(16, 64, 64), config)
+    assert (place.start_seconds, place.end_seconds) == (0.0, pytest.approx(3.0))
+    (place,) = window_places(_info(90), Size(16, 64, 64), config, None, (2.0,))
+    assert (place.start_seconds, place.end_seconds) == (0.0, pytest.approx(2.0)), "the longest scene"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sets(st.tuples(st.integers(1, 32), st.integers(1, 64), st.integers(1, 64)), min_size=1, max_size=8),
+    st.integers(1, 64),
+    st.integers(0, 64),
+    st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+)
+def test_micro_batches_cost_at_most_that_of_the_costliest_bucket(
+    sizes: set[tuple[int, int, int]], micro_batch: int, more: int, power: float
+) -> None:
+    costs = {Size(*size): bucket_cost(Size(*size), power) for size in sizes}
+    most = micro_batch + more
+    found = micro_batches(costs, micro_batch, most)
+    costliest = max(costs, key=lambda size: costs[size])
+    assert found[costliest] == micro_batch
+    for size, number in found.items():
+        assert 1 <= number <= most
+        assert number * costs[size] <= micro_batch * costs[costliest] * (1 + 1e-6)
+        assert number == most or (number + 1) * costs[size] > micro_batch * costs[costliest] * (1 - 1e-6)
 
 
 def _sampler(counts: list[int], batch_size: int, seed: int = 0) -> BucketSampler:
@@ -137,3 +268,19 @@ def test_nothing_to_draw_from_is_an_error() -> None:
         BucketSampler({Size(1, 1, 1): []}, 4, 0)
     with pytest.raises(ValueError, match="batch_size = 0"):
         _sampler([3], 0)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_share_each_step_of_one_bucket(processes: int) -> None:
+    """As training does it: every process makes its own sampler and takes its places of the step's samples."""
+    together, epoch = [_sampler([30, 7, 13], 12, seed=3) for _ in range(processes)], []
+    alone = _sampler([30, 7, 13], 12, seed=3)
+    for step in range(40):
+        size, items = alone.batch(step)
+        drawn = [sampler.batch(step) for sampler in together]
+        assert {other for other, _ in drawn} == {size}, "the same bucket in every process"
+        shares = [other[rank::processes] for rank, (_, other) in enumerate(drawn)]
+        assert {len(share) for share in shares} == {12 // processes}
+        assert sorted(item for share in shares for item in share) == sorted(items)
+        epoch += items
+    assert len(set(epoch)) == len(epoch), "no sample twice in an epoch"

@@ -17,6 +17,9 @@ def test_one_size_or_buckets() -> None:
     config = DataConfig.parse({"path": "x", "buckets": buckets})
     assert config.sizes == (Size(16, 64, 64), Size(8, 64, 96))
     assert DataConfig.parse(config.plain()) == config
+    auto = DataConfig.parse({"path": "x", "buckets": "auto", "height": 32})
+    assert auto.sizes == (Size(16, 32, 64),), "until they are derived, the one size"
+    assert DataConfig.parse(auto.plain()) == auto
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,14 @@ def test_one_size_or_buckets() -> None:
         ({"fps": float("nan")}, "fps = nan"),
         ({"window": "tail"}, "window = 'tail'.*'head'"),
         ({"windows": 2}, "windows = 2 needs window = uniform"),
+        ({"windows": 2, "window": "spread"}, "windows = 2 needs window = uniform"),
+        ({"buckets": "every"}, "buckets"),
+        ({"buckets": "auto", "height": 8}, "at least bucket_multiple = 16"),
+        ({"scene_cuts": 0}, "scene_cuts = 0"),
+        ({"scene_cuts": 300}, "scene_cuts = 300"),
+        ({"flagged": "maybe"}, "flagged = 'maybe'.*'drop'"),
+        ({"limits": {"memory": 1}}, "unknown key 'limits.memory'"),
+        ({"augment": [{"type": "flip"}]}, "variants = 1"),
         ({"validation": 1.0}, "validation = 1.0"),
         ({"max_dropped": 1.5}, "max_dropped = 1.5"),
         ({"buckets": []}, "at least one"),

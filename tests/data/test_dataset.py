@@ -9,31 +9,38 @@ import pytest
 import torch
 
 from reelwright.data import cache as cache_module
-from reelwright.data import dataset as dataset_module
 from reelwright.data.cache import Cache, CacheDamaged
-from reelwright.data.dataset import CachedDataset, Manifest, PreparedSample, read_manifest, write_manifest
+from reelwright.data.dataset import BadSample, CachedDataset, Manifest, PreparedSample, read_manifest, write_manifest
 from reelwright.data.fingerprints import latent_key, text_key
 from reelwright.data.sources import Dropped
+from reelwright.data.tensorfile import TensorFile
 from reelwright.types import Size, UserError
 
 SIZE, LATENT = Size(16, 64, 64), Size(4, 8, 8)
 
 
-def _prepared(root: Path, count: int = 12, frozen: bool = False, channels: int = 3) -> tuple[Cache, Manifest]:
+def _prepared(
+    root: Path, count: int = 12, frozen: bool = False, channels: int = 3, variants: int = 1
+) -> tuple[Cache, Manifest]:
     cache, samples = Cache(root), []
     for index in range(count):
         generator = torch.Generator().manual_seed(index)
-        key = latent_key(f"{index:064x}", 0.0, SIZE, 8.0, "codec", "float32")
-        mean = torch.randn(channels, *LATENT.tuple, generator=generator)
-        cache.put(key, "latent", {"mean": mean, "logvar": mean.to(torch.float16)})
+        split = "validation" if index % 4 == 3 else "train"
+        latents = []
+        for variant in range(variants if split == "train" else 1):
+            change = str(variant) if variant else ""
+            latents.append(latent_key(f"{index:064x}", 0.0, SIZE, 8.0, "codec", "float32", change=change))
+            mean = torch.randn(channels, *LATENT.tuple, generator=generator)
+            cache.put(latents[-1], "latent", {"mean": mean, "logvar": mean.to(torch.float16)})
         captions = tuple(f"caption {index} {'very ' * n}long" for n in range(3))
         keys = tuple(text_key(caption, "text") for caption in captions)
         for n, caption in enumerate(keys):
             ids = torch.arange(1, 4 + index % 3 + n, dtype=torch.int32)
             cache.put(caption, "text", {"embeddings": ids[:, None] * torch.ones(5)} if frozen else {"tokens": ids})
-        split = "validation" if index % 4 == 3 else "train"
         size = Size(8, 64, 64) if index % 2 else SIZE
-        samples.append(PreparedSample(index, f"c{index}.mp4", 0, 0.0, captions, split, size, LATENT, key, keys))
+        samples.append(
+            PreparedSample(index, f"c{index}.mp4", 0, 0.0, captions, split, size, LATENT, tuple(latents), keys)
+        )
     empty = text_key("", "text")
     cache.put(empty, "text", {"embeddings": torch.full((1, 5), 9.0)} if frozen else {"tokens": torch.tensor([9])})
     cache.pack()
@@ -72,7 +79,7 @@ def test_a_batch_holds_what_was_put(tmp_path: Path, frozen: bool) -> None:
     assert (batch.indices, batch.epochs) == ((0, 4, 2), (0, 0, 5))
     assert batch.latents.mean.dtype == torch.float32
     assert batch.latents.logvar is not None
-    assert torch.equal(batch.latents.mean[1], cache.get(manifest.samples[4].latent_key)["mean"])
+    assert torch.equal(batch.latents.mean[1], cache.get(manifest.samples[4].latent_keys[0])["mean"])
     for row, (index, caption) in enumerate(zip(batch.indices, batch.captions, strict=True)):
         sample = manifest.samples[index]
         which = sample.captions.index(caption)
@@ -120,15 +127,64 @@ def test_an_empty_caption_without_a_token_is_refused(tmp_path: Path) -> None:
         CachedDataset(cache, Manifest("f", manifest.samples, (), "codec", "text", bare), "train")
 
 
+def test_variants_are_drawn_by_seed_epoch_and_index(tmp_path: Path) -> None:
+    cache, manifest = _prepared(tmp_path, variants=3)
+    assert read_manifest(cache, "f00d") == manifest
+    dataset = CachedDataset(cache, manifest, "train")
+    plain = CachedDataset(*_prepared(tmp_path / "plain"), "train")
+    items = [(index, epoch) for epoch in range(60) for index in sorted(dataset.samples)]
+    batch = dataset.load(items, seed=5)
+    drawn = []
+    for row, (index, _) in enumerate(items):
+        means = [cache.get(key)["mean"] for key in manifest.samples[index].latent_keys]
+        drawn.append(next(v for v, mean in enumerate(means) if torch.equal(mean, batch.latents.mean[row])))
+    assert all(0.25 < drawn.count(variant) / len(drawn) < 0.42 for variant in range(3))
+    again = CachedDataset(cache, manifest, "train")
+    for row in range(0, 40, 3):
+        assert torch.equal(again.load([items[row]], seed=5).latents.mean[0], batch.latents.mean[row])
+    assert not torch.equal(dataset.load(items, seed=6).latents.mean, batch.latents.mean)
+    assert batch.captions == plain.load(items, seed=5).captions, "a variant more changes no other draw"
+
+
 def test_latents_that_are_not_finite_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, manifest = _prepared(tmp_path)
     monkeypatch.setattr(cache_module, "is_finite", lambda tensor: True)
     key = "ab" * 20
-    cache.put(key, "latent", {"mean": torch.full((3, *LATENT.tuple), float("nan"))})
-    bad = PreparedSample(50, "nan.mp4", 0, 0.0, ("x",), "train", SIZE, LATENT, key, (manifest.empty_text_key,))
-    dataset = CachedDataset(cache, Manifest("f", (bad,), (), "codec", "text", manifest.empty_text_key), "train")
-    with pytest.raises(UserError, match=r"nan.mp4: its latents \(mean"):
-        dataset.load([(50, 0)], 0)
+    broken = torch.zeros(3, *LATENT.tuple)
+    broken[1, 2, 3, 4] = float("nan")
+    cache.put(key, "latent", {"mean": broken, "logvar": broken.half().nan_to_num()})
+    bad = PreparedSample(50, "nan.mp4", 0, 0.0, ("x",), "train", SIZE, LATENT, (key,), (manifest.empty_text_key,))
+    samples = (*manifest.samples, bad)
+    dataset = CachedDataset(cache, Manifest("f", samples, (), "codec", "text", manifest.empty_text_key), "train")
+    with pytest.raises(BadSample, match=r"nan.mp4 \(sample 50\): its latents \(mean, item abab") as caught:
+        dataset.load([(0, 0), (50, 3), (2, 0)], 0)
+    assert (caught.value.index, caught.value.clip) == (50, "nan.mp4")
+    assert "hold NaN" in caught.value.reason and isinstance(caught.value, UserError)
+    assert len(dataset.load([(0, 0), (2, 0)], 0)) == 2
+
+
+@pytest.mark.parametrize("kind", ["latent", "text"])
+def test_a_damaged_item_is_one_bad_sample(tmp_path: Path, kind: str) -> None:
+    cache, manifest = _prepared(tmp_path)
+    sample = manifest.samples[4]
+    key = sample.latent_keys[0] if kind == "latent" else sample.text_keys[1]
+    shard = next((tmp_path / "shards").glob(f"{kind}*.safetensors"))
+    stored = next(iter(TensorFile(shard).items[key].values()))
+    data = bytearray(shard.read_bytes())
+    data[stored.start + 1] ^= 8
+    shard.write_bytes(bytes(data))
+    dataset = CachedDataset(Cache(tmp_path), manifest, "train")
+    refused = 0
+    for epoch in range(40):
+        try:
+            batch = dataset.load([(0, epoch), (4, epoch), (2, epoch)], seed=0)
+            assert kind == "text" and batch.captions[1] != sample.captions[1]
+        except BadSample as bad:
+            refused += 1
+            assert (bad.index, bad.clip) == (4, "c4.mp4")
+            assert f"item {key} does not match its checksum" in bad.reason and str(shard) in str(bad)
+        assert len(dataset.load([(0, epoch), (2, epoch)], seed=0)) == 2
+    assert refused == 40 if kind == "latent" else 3 <= refused <= 30
 
 
 def test_missing_items_are_counted_with_the_way_out(tmp_path: Path) -> None:
@@ -139,25 +195,23 @@ def test_missing_items_are_counted_with_the_way_out(tmp_path: Path) -> None:
         CachedDataset(Cache(tmp_path), manifest, "train")
 
 
-def test_large_splits_are_not_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, manifest = _prepared(tmp_path)
-    small = CachedDataset(cache, manifest, "train")
-    monkeypatch.setattr(dataset_module, "MEMORY_BYTES", 1000)
-    large = CachedDataset(cache, manifest, "train")
+def test_nothing_is_kept_by_the_process(tmp_path: Path) -> None:
+    """What comes out is the caller's own: changing it changes no later batch."""
+    dataset = CachedDataset(*_prepared(tmp_path), "train")
     items = [(index, 0) for index in (0, 2, 4)]
-    assert torch.equal(small.load(items, 0).latents.mean, large.load(items, 0).latents.mean)
-    assert (len(small._kept) > 0, len(large._kept)) == (True, 0)
+    first = dataset.load(items, 0)
+    whole = first.latents.mean.clone()
+    first.latents.mean.zero_()
+    assert torch.equal(dataset.load(items, 0).latents.mean, whole)
 
 
-def test_loading_is_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A low bar for a busy machine; the benchmark measures."""
+def test_loading_is_fast(tmp_path: Path) -> None:
+    """A low bar for a busy machine; benchmarks/cache_read.py measures."""
     cache, manifest = _prepared(tmp_path, 64, channels=16)
-    for memory in (1 << 30, 0):
-        monkeypatch.setattr(dataset_module, "MEMORY_BYTES", memory)
-        dataset = CachedDataset(cache, manifest, "train")
-        items = [(index, 0) for index in dataset.buckets()[SIZE][:16]]
-        dataset.load(items, 0, 0.1)
-        start = time.perf_counter()
-        for epoch in range(20):
-            dataset.load([(index, epoch) for index, _ in items], 0, 0.1)
-        assert 20 * len(items) / (time.perf_counter() - start) > 500
+    dataset = CachedDataset(cache, manifest, "train")
+    items = [(index, 0) for index in dataset.buckets()[SIZE][:16]]
+    dataset.load(items, 0, 0.1)
+    start = time.perf_counter()
+    for epoch in range(20):
+        dataset.load([(index, epoch) for index, _ in items], 0, 0.1)
+    assert 20 * len(items) / (time.perf_counter() - start) > 500

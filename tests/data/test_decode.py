@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -12,8 +16,17 @@ import numpy as np
 import pytest
 from made_videos import numbered, numbers_of, write_video
 
-from reelwright.data.decode import BadVideo, VideoInfo, nearest_frames, probe, read_window, settle_timestamps
-from reelwright.types import Size
+from reelwright.data.containers import CODECS, CONTAINERS
+from reelwright.data.decode import (
+    BadVideo,
+    VideoInfo,
+    nearest_frames,
+    probe,
+    read_spread,
+    read_window,
+    settle_timestamps,
+)
+from reelwright.types import FileSlice, Size
 
 H264 = {"codec": "libx264", "pix_fmt": "yuv420p", "options": {"qp": "4", "preset": "ultrafast"}}
 
@@ -155,6 +168,60 @@ def test_size_change_in_mid_stream_fits_each_frame_by_itself(tmp_path: Path) -> 
     seen = np.array(numbers_of(frames))
     assert abs(seen[0] - 12) <= 1
     assert seen[-1] < 20  # the second recording counts from 0 again
+    assert info.remarks == ("its picture size changes (64x48, 96x96): each frame is cropped by itself",)
+
+
+def test_a_change_of_pixel_aspect_in_mid_stream_is_refused(tmp_path: Path) -> None:
+    parts = [write_video(tmp_path / f"{n}.ts", numbered(30), pixel_aspect=Fraction(n), **H264) for n in (1, 2)]
+    glued = tmp_path / "glued.ts"
+    glued.write_bytes(parts[0].read_bytes() + parts[1].read_bytes())
+    with pytest.raises(BadVideo, match="pixel aspect changes from 1 to 2 about frame [23][0-9]: .* two recordings"):
+        probe(glued)
+    glued.write_bytes(parts[1].read_bytes() * 2)
+    assert probe(glued).width == 128
+
+
+def test_spread_frames_reach_from_the_first_to_the_last(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(31))
+    info = probe(path)
+    assert numbers_of(read_spread(path, Size(4, 48, 64), info)) == [0, 10, 20, 30]
+    assert numbers_of(read_spread(path, Size(5, 48, 64))) == [0, 7, 15, 22, 30]  # ties to the earlier frame
+    assert numbers_of(read_spread(path, Size(1, 48, 64), info)) == [15]
+    assert numbers_of(read_spread(path, Size(31, 48, 64), info)) == list(range(31))
+    assert numbers_of(read_spread(path, Size(3, 48, 64), info, 0.5, 1.0)) == [15, 22, 29]  # its end is no part of it
+    with pytest.raises(BadVideo, match="too short: 32 frames are wanted, 0 s to its end holds 31"):
+        read_spread(path, Size(32, 48, 64), info)
+    with pytest.raises(BadVideo, match=r"too short: 8 frames are wanted, 0.5 s to 0.7 s holds 6"):
+        read_spread(path, Size(8, 48, 64), info, 0.5, 0.7)
+
+
+def test_spread_frames_are_even_in_time_not_in_number(tmp_path: Path) -> None:
+    pts = [600, 601, 602, 603, 604, 605, 630, 660, 690, 720]  # in 1/60 s
+    path = write_video(tmp_path / "a.mkv", numbered(10), pts, Fraction(1, 60), codec="ffv1", pix_fmt="bgr0")
+    assert numbers_of(read_spread(path, Size(5, 48, 64))) == [0, 6, 7, 8, 9]
+
+
+def test_only_known_codecs_and_containers_are_opened(tmp_path: Path) -> None:
+    """Snow is a codec few but FFmpeg decode; the containers left out here open other files or the network."""
+    path = write_video(tmp_path / "a.avi", numbered(4), codec="snow", pix_fmt="yuv420p", options={"strict": "-2"})
+    with pytest.raises(BadVideo, match="codec snow is none of those known here"):
+        probe(path)
+    assert not {"hls", "concat", "image2", "dash", "imf", "lavfi", "image2pipe", "webm_dash_manifest"} & set(
+        CONTAINERS.split(",")
+    )
+    picture = write_video(tmp_path / "b001.png", numbered(1), codec="png")
+    write_video(tmp_path / "b002.png", numbered(1), codec="png")
+    named = picture.rename(tmp_path / "b%03d.png")
+    assert probe(named).num_frames == 1
+    assert len(set(CODECS)) == len(CODECS)
+
+
+def test_a_slice_of_a_shard_is_read_like_a_file(tmp_path: Path) -> None:
+    data = write_video(tmp_path / "a.mp4", numbered(20)).read_bytes()
+    (tmp_path / "shard.tar").write_bytes(b"x" * 777 + data + b"y" * 999)
+    part = FileSlice(tmp_path / "shard.tar", 777, len(data), "a.mp4")
+    assert numbers_of(read_spread(part, Size(2, 48, 64))) == [0, 19]
+    assert probe(part).to_plain() == probe(tmp_path / "a.mp4").to_plain()
 
 
 def test_settled_timestamps() -> None:
@@ -188,6 +255,9 @@ def test_plain_form_keeps_every_bit(tmp_path: Path) -> None:
     again = VideoInfo.from_plain(json.loads(json.dumps(info.to_plain())))
     assert again.to_plain() == info.to_plain()
     assert np.array_equal(again.timestamps, info.timestamps)
+    assert (again.looks, again.remarks) == (info.looks, info.remarks)
+    with pytest.raises(ValueError, match="remarks"):
+        VideoInfo.from_plain({**info.to_plain(), "remarks": ["x" * 1000]})
 
 
 def test_bad_files_have_plain_reasons(tmp_path: Path) -> None:
@@ -289,6 +359,43 @@ def test_every_odd_file_decodes_or_says_why(shared: Callable[[str], Path]) -> No
     assert (info.num_frames, info.width, info.height) == (8, 7680, 4320)
 
 
+ORACLE = Path(__file__).parents[2] / "benchmarks" / "decode_oracle.py"
+needs_ffmpeg = pytest.mark.skipif(
+    shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None, reason="compares with ffmpeg and ffprobe"
+)
+
+
+@needs_ffmpeg
+def test_some_odd_files_against_the_ffmpeg_program(shared: Callable[[str], Path]) -> None:
+    """Variable rate, edit list, odd size, wide pixels, rotation, 10 bits, and one that is refused."""
+    verdicts = {
+        "media__sample_android_slow_motion.mp4": "equal",
+        "media__iibbibb_editlist_videoonly.mp4": "equal",
+        "media__bear-vp9-odd-dimensions.webm": "equal",
+        "mmaction2__part_0.mp4": "equal",
+        "decord__video_270.mov": "equal",
+        "media__roadtrip-vp92-10bit.webm": "equal",
+        "decord__corrupted.mp4": "refused",
+    }
+    oracle = runpy.run_path(str(ORACLE))
+    for name, verdict in verdicts.items():
+        row = oracle["judged"]({"file": name, **oracle["compare"](shared("odd-media") / name)})
+        assert row["verdict"] == verdict, row
+
+
+@needs_ffmpeg
+@pytest.mark.full
+def test_every_shared_file_against_the_ffmpeg_program(shared: Callable[[str], Path], tmp_path: Path) -> None:
+    """The script exits with 1 where a difference has no explanation."""
+    folders = [shared("clips") / "videos", shared("odd-media"), shared("decode-oracle")]
+    out = tmp_path / "table.json"
+    done = subprocess.run([sys.executable, ORACLE, *folders, "--json", out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["file"]: row for row in json.loads(out.read_text())["files"]}
+    assert len(rows) == 129
+    assert {name for name, row in rows.items() if row["verdict"] == "refused"} == REFUSED.keys()
+
+
 def test_facts_of_some_odd_files(shared: Callable[[str], Path]) -> None:
     folder = shared("odd-media")
     portrait = probe(folder / "decord__video_270.mov")
@@ -300,6 +407,10 @@ def test_facts_of_some_odd_files(shared: Callable[[str], Path]) -> None:
     jitter = probe(folder / "vision__RATRACE_wave_f_nm_np1_fr_goo_37.avi")
     assert jitter.num_frames == 72
     assert np.diff(jitter.timestamps).max() <= 0.1
+    assert probe(folder / "fate-suite__interlaced_crop.mp4").remarks == (
+        "126 of its 126 frames are interlaced: both fields stay woven",
+    )
+    assert probe(folder / "media__silent-black-10s.mp4").looks.is_black
 
 
 def test_the_oracles_frames_and_timestamps(shared: Callable[[str], Path]) -> None:

@@ -10,16 +10,17 @@ import pytest
 
 from reelwright.data import fingerprints
 from reelwright.data.fingerprints import FileHashes, Journal, content_sha256, latent_key, text_key
-from reelwright.types import Size
+from reelwright.types import Size, UserError
 
 
 def test_every_part_of_a_latents_key_counts() -> None:
-    parts = ["ab" * 32, 0.0, Size(16, 64, 64), 8.0, "codec", "float32"]
-    others = ["cd" * 32, 0.125, Size(8, 64, 64), 7.5, "other", "bfloat16"]
+    parts = ["ab" * 32, 0.0, Size(16, 64, 64), 8.0, "codec", "float32", None, ""]
+    others = ["cd" * 32, 0.125, Size(8, 64, 64), 7.5, "other", "bfloat16", 2.0, "flip"]
     keys = {latent_key(*parts)}  # type: ignore[arg-type]
     for k, other in enumerate(others):
         keys.add(latent_key(*parts[:k], other, *parts[k + 1 :]))  # type: ignore[arg-type]
-    assert len(keys) == 7
+    assert len(keys) == 9
+    assert latent_key(*parts) == latent_key(*parts[:6])  # type: ignore[arg-type]
     assert latent_key(*parts) in keys  # type: ignore[arg-type]
 
 
@@ -99,20 +100,35 @@ def test_a_file_written_this_instant_is_not_trusted_yet(tmp_path: Path, reads: _
     assert reads.count == 2
 
 
+def test_a_file_that_takes_long_to_read_is_not_trusted_sooner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may change while it is read, under the time stamps it had when reading began."""
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"one")
+    hashes, slow = FileHashes(Journal(tmp_path / "files.jsonl")), _Counting(monkeypatch)
+    monkeypatch.setattr(fingerprints, "content_sha256", lambda path: (slow(path), time.sleep(0.12))[0])
+    first = hashes.sha256(path)
+    assert hashes.sha256(path) == first and slow.count == 2, "the first reading is not trusted"
+    assert hashes.sha256(path) == first and slow.count == 2, "the second is"
+
+
+def test_a_journal_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    (tmp_path / "files.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"files.jsonl: cannot be read \(Is a directory\)"):
+        Journal(tmp_path / "files.jsonl")
+
+
 def test_a_journal_survives_half_lines_and_flipped_bits(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     journal = Journal(path)
     for number in range(20):
         journal.put(f"k{number}", {"value": number})
     journal.put("k3", {"value": "newer"})
-    journal.close()
     whole = path.read_bytes()
     expected = {f"k{number}": {"value": number} for number in range(20)} | {"k3": {"value": "newer"}}
     for cut in range(0, len(whole), 7):
         path.write_bytes(whole[:cut])
         again = Journal(path)
         again.put("after", cut)
-        again.close()
         again = Journal(path)
         assert again.get("after") == cut
         for key, value in expected.items():

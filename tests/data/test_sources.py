@@ -12,7 +12,7 @@ import pytest
 
 from reelwright.data.config import DataConfig
 from reelwright.data.sources import Listing, read_listing, write_clip_manifest
-from reelwright.types import UsageError
+from reelwright.types import UsageError, UserError
 
 
 def _videos(folder: Path, *names: str) -> Path:
@@ -305,6 +305,53 @@ def test_a_manifest_is_a_collection(tmp_path: Path) -> None:
     again = _read(tmp_path, captions=tmp_path / "cache/train.manifest.jsonl")
     assert again.clips == listing.clips and not again.dropped
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["train.manifest.jsonl"]
+
+
+def test_a_manifest_that_says_the_same_is_left_alone(tmp_path: Path) -> None:
+    _videos(tmp_path / "videos", "a.mp4", "b.mp4")
+    (tmp_path / "clips.csv").write_text("video,caption\na.mp4,x\nb.mp4,y\n")
+    clips, path = _read(tmp_path).clips, tmp_path / "cache/train.manifest.jsonl"
+    write_clip_manifest(clips, path)
+    before = path.stat(), path.parent.stat()
+    assert write_clip_manifest(clips, path) == 2
+    assert (path.stat().st_ino, path.parent.stat().st_mtime_ns) == (before[0].st_ino, before[1].st_mtime_ns)
+    assert write_clip_manifest(clips[:1], path) == 1
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_several_processes_write_one_manifest(tmp_path: Path) -> None:
+    _videos(tmp_path / "videos", "a.mp4", "b.mp4")
+    (tmp_path / "clips.csv").write_text("video,caption\na.mp4,x\nb.mp4,y\n")
+    clips, path = _read(tmp_path).clips, tmp_path / "cache/train.manifest.jsonl"
+    children = []
+    for _ in range(2):
+        pid = os.fork()
+        if pid == 0:
+            failed = 1
+            try:
+                for turn in range(60):
+                    write_clip_manifest(clips[: 1 + turn % 2], path)
+                failed = 0
+            finally:
+                os._exit(failed)
+        children.append(pid)
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0]
+    assert [found.name for found in path.parent.iterdir()] == ["train.manifest.jsonl"]
+    assert len(path.read_text().splitlines()) in (1, 2)
+
+
+def test_a_manifest_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _videos(tmp_path / "videos", "a.mp4")
+    (tmp_path / "clips.csv").write_text("video,caption\na.mp4,x\n")
+    clips, path = _read(tmp_path).clips, tmp_path / "cache/train.manifest.jsonl"
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"train.manifest.jsonl: cannot be written: No space left on device"):
+        write_clip_manifest(clips, path)
+    assert not list(path.parent.iterdir())
 
 
 def test_only_some_clips(tmp_path: Path) -> None:

@@ -42,6 +42,35 @@ def test_one_batched_call_equals_two(scale, swapped):
     torch.testing.assert_close(result, negative + scale * (positive - negative), rtol=0, atol=1e-14)
 
 
+def test_a_scale_of_its_own_for_every_frame():
+    x, t, cond, uncond = inputs()
+    toy = Toy()
+    result = guided(toy, cond, uncond, 1.0, last_scale=4.0)(x, t)
+    positive, negative = toy(x, t, cond), toy(x, t, uncond)
+    for frame, scale in enumerate([1.0, 2.0, 3.0, 4.0]):
+        expected = negative + scale * (positive - negative)
+        torch.testing.assert_close(result[:, :, frame], expected[:, :, frame], rtol=0, atol=1e-14)
+    toy = Toy()
+    assert torch.equal(guided(toy, cond, uncond, 1.0, last_scale=1.0)(x, t), positive) and toy.batches == [2]
+    with pytest.raises(ValueError, match="over the frames of"):
+        guided(lambda x, t, cond: x[:, 0], cond, uncond, 1.0, last_scale=4.0)(x, t)
+
+
+def test_pictures_go_with_their_texts():
+    x, t, cond, uncond = inputs()
+    image = torch.randn(2, 3, 4, 5, 5, dtype=torch.float64)
+    seen = []
+
+    def denoiser(x_t, t, cond):
+        seen.append(cond.image)
+        return x_t
+
+    cond, uncond = Text(cond.values, cond.mask, image), Text(uncond.values, uncond.mask, torch.zeros_like(image))
+    guided(denoiser, cond, uncond, 2.0)(x, t)
+    assert torch.equal(seen[0], torch.cat([image, torch.zeros_like(image)]))
+    assert cond.to(torch.float32).image.dtype == torch.float32
+
+
 def test_token_ids_are_padded_as_embeddings_are():
     x, t, _, _ = inputs()
     cond = Text(torch.tensor([[5, 6, 7], [8, 9, 1]]), torch.ones(2, 3, dtype=torch.bool))

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from reelwright.config import Config
-from reelwright.diffusion.objective import LOSSES, PREDICTIONS, ObjectiveConfig
+from reelwright.diffusion.losses import LOSSES
+from reelwright.diffusion.objective import PREDICTIONS, ObjectiveConfig
 from reelwright.types import UsageError
 
 SCHEDULES = [
@@ -17,6 +18,7 @@ SCHEDULES = [
     {"schedule": "cosine"},
     {"schedule": "cosine", "zero_terminal_snr": True},
     {"schedule": "scaled_linear", "zero_terminal_snr": True},
+    {"schedule": "scaled_linear", "zero_terminal_snr": True, "snr_shift": 3.0},
     {"schedule": "flow"},
     {"schedule": "flow", "shift": 5.0},
 ]
@@ -195,6 +197,7 @@ def test_a_loss_is_the_weighted_mean_of_each_sample(name):
         "mse": lambda d: d * d,
         "l1": abs,
         "huber": lambda d: d * d / 2 if abs(d) < 1 else abs(d) - 0.5,
+        "mixed": lambda d: (d * d + abs(d)) / 2,
     }[name]
     expected = []
     for sample, time in zip(prediction - target, t.tolist(), strict=True):
@@ -217,6 +220,9 @@ def test_a_loss_does_not_broadcast():
         ({"schedule": "linear", "shift": 3.0}, "shift = 3.0 has no effect with schedule = 'linear'"),
         ({"zero_terminal_snr": True}, "zero_terminal_snr = True has no effect with schedule = 'flow'"),
         ({"schedule_steps": 500}, "schedule_steps = 500 has no effect with schedule = 'flow'"),
+        ({"log_mean": 1.0}, "log_mean = 1.0 has no effect with schedule = 'flow': it belongs to edm"),
+        ({"schedule": "cosine", "log_std": 1.0}, "log_std = 1.0 has no effect with schedule = 'cosine'"),
+        ({"schedule": "edm", "prediction": "noise"}, "prediction = 'noise' cannot be used with schedule = 'edm'"),
         ({"logit_mean": 1.0}, "logit_mean = 1.0 has no effect with time_sampling = 'uniform'"),
         ({"logit_std": 2.0}, "logit_std = 2.0 has no effect"),
         ({"min_snr_gamma": 1.0}, "min_snr_gamma = 1.0 has no effect with weighting = 'none'"),

@@ -3,12 +3,15 @@ import math
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
 
 from reelwright.diffusion.schedule import (
     SCHEDULES,
+    EDMSchedule,
     FlowSchedule,
     TableSchedule,
     build_schedule,
+    divide_snr,
     rescale_to_zero_terminal_snr,
 )
 
@@ -27,6 +30,24 @@ def test_tables_are_those_of_diffusers(kind, zero_terminal_snr):
     ours = build_schedule(kind, zero_terminal_snr=zero_terminal_snr).alpha(GRID) ** 2
     assert (ours - theirs.double()).abs().max() < 5e-6  # their float32 products of 1000 factors are off by this much
     assert (ours[-1] == 0) == zero_terminal_snr
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+@pytest.mark.parametrize("snr_shift", [0.5, 1.0, 3.0])
+def test_a_table_with_its_snr_shifted_is_that_of_cogvideox(snr_shift, zero_terminal_snr):
+    theirs = CogVideoXDDIMScheduler(rescale_betas_zero_snr=zero_terminal_snr, snr_shift_scale=snr_shift).alphas_cumprod
+    ours = build_schedule("scaled_linear", zero_terminal_snr=zero_terminal_snr, snr_shift=snr_shift).alpha(GRID) ** 2
+    assert (ours - theirs).abs().max() < 1e-12  # this one counts in float64
+
+
+@pytest.mark.parametrize("snr_shift", [1e-3, 0.3, 1.0, 3.0, 50.0])
+@pytest.mark.parametrize("kind", DIFFUSERS_BETAS)
+def test_a_shift_divides_every_signal_to_noise_ratio(kind, snr_shift):
+    plain, shifted = build_schedule(kind), build_schedule(kind, snr_shift=snr_shift)
+    ratio = (plain.alpha(GRID) * shifted.sigma(GRID) / (shifted.alpha(GRID) * plain.sigma(GRID))) ** 2
+    torch.testing.assert_close(ratio, torch.full_like(GRID, snr_shift), rtol=1e-8, atol=0)
+    back = divide_snr(shifted.alpha(GRID), 1 / snr_shift)
+    torch.testing.assert_close(back, plain.alpha(GRID), rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize("steps", [500, 1000, 4000])
@@ -94,7 +115,35 @@ def test_mistakes_are_named():
         build_schedule("karras")
     with pytest.raises(ValueError, match="shift = 0.0"):
         FlowSchedule(0.0)
+    with pytest.raises(ValueError, match="snr_shift = -1.0"):
+        build_schedule("linear", snr_shift=-1.0)
     with pytest.raises(ValueError, match="fall strictly"):
         TableSchedule(torch.tensor([0.9, 0.95, 0.1]))
     with pytest.raises(ValueError, match="schedule_steps = 1"):
         rescale_to_zero_terminal_snr(torch.tensor([0.5]))
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.7, 1.6), (-1.2, 1.2)])
+def test_uniform_times_are_log_normal_noise_levels(mean, std):
+    schedule = EDMSchedule(mean, std)
+    t = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    logarithm = schedule.noise_level(t).log()
+    assert logarithm.mean().item() == pytest.approx(mean, abs=1e-6)
+    assert logarithm.std().item() == pytest.approx(std, rel=1e-3)
+    below = (logarithm < mean + std).double().mean().item()
+    assert below == pytest.approx(0.5 * (1 + math.erf(2**-0.5)), abs=1e-4)
+
+
+def test_noise_levels_of_edm_have_their_times():
+    schedule = EDMSchedule(0.7, 1.6)
+    levels = torch.logspace(-3, 3, 301, dtype=torch.float64)
+    times = schedule.time(levels)
+    torch.testing.assert_close(schedule.noise_level(times), levels, rtol=1e-9, atol=0)
+    torch.testing.assert_close(schedule.sigma(times) / schedule.alpha(times), levels, rtol=1e-9, atol=0)
+    assert schedule.time(torch.tensor([0.0, math.inf])).tolist() == [0.0, 1.0]
+    ends = torch.tensor([0.0, 1.0])
+    assert schedule.alpha(ends).tolist() == [1.0, 0.0] and schedule.sigma(ends).tolist() == [0.0, 1.0]
+    with pytest.raises(ValueError, match="cannot say at which time"):
+        FlowSchedule().time(levels)
+    with pytest.raises(ValueError, match="log_std = 0"):
+        EDMSchedule(0.0, 0.0)

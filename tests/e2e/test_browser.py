@@ -260,6 +260,14 @@ def test_training_outlives_the_page_and_is_stopped_and_resumed(browser, site: Si
     assert wait_for_step(again, stopped_at) > stopped_at
     again.locator("#jobs .rw-job.running").get_by_role("button", name="Stop").click()
     shown(again.locator("#run-status .rw-run.stopped"))
+    again.locator("button.label-wrap", has_text="Evaluate").click()
+    again.locator("#evaluate-metrics :is(input, textarea)").fill("heldout, dynamic")
+    again.locator("#evaluate-prompts input").fill("2")
+    again.locator("#evaluate-go").click()
+    shown(again.locator("#run-scores td", has_text="held-out loss"))
+    shown(again.locator("#run-scores .rw-facts", has_text="sampler euler"))
+    again.locator("#train-prepare").click()
+    shown(again.locator("#jobs .rw-job.done", has_text="Prepare"))
     again.close()
     assert "900000" in (root / "runs" / "new" / "recipe.yaml").read_text()
 

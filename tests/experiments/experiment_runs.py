@@ -13,7 +13,7 @@ from reelwright.run import RunDirectory
 from reelwright.training.checkpoint import TrainState, save_checkpoint
 from reelwright.video.write import write_video
 
-CONDITIONS = "measured on cpu in fp32: 10 parameters; euler 4 steps, guidance 4, seed 0; checker {checker}"
+CONDITIONS = {"device": "cpu", "precision": "fp32", "sampler": "euler", "steps": 4, "guidance": 4.0, "seed": 0}
 
 
 def write_run(
@@ -23,6 +23,7 @@ def write_run(
     accuracy: float | None = None,
     checker: str = "abcdef01",
     samples: tuple[tuple[str, int], ...] = (),
+    **conditions: Any,
 ) -> Path:
     run = RunDirectory.create(recipe.run_dir)
     run.write_recipe(recipe.plain())
@@ -36,12 +37,13 @@ def write_run(
     state = TrainState(step=steps, seconds=60.0, data_sha256=data)
     save_checkpoint(run.checkpoints, state, {"model": {"w": torch.zeros(1)}}, {})
     if accuracy is not None:
-        row = {"split": "in_distribution", "metric": "joint accuracy", "n": 100}
+        how = {**CONDITIONS, "prompts": 100, "checker": checker, **conditions}
+        row = {"split": "in_distribution", "metric": "joint accuracy", "n": 100, **how}
         rows: list[dict[str, Any]] = [
             {**row, "row": "model", "value": accuracy, "low": accuracy - 0.02, "high": accuracy + 0.02},
             {**row, "row": "renderer", "value": 1.0, "low": 0.99, "high": 1.0},
         ]
-        run.write_scores(rows, CONDITIONS.format(checker=checker))
+        run.write_scores(rows, {"sha256": "0" * 64})
     for index, (prompt, seed) in enumerate(samples):
         video = np.full((4, 16, 16, 3), 40 * index, dtype=np.uint8)
         facts = {"prompt": prompt, "seed": seed, "step": steps, "sampler": "euler", "steps": 4, "guidance": 4.0}

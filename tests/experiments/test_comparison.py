@@ -99,13 +99,41 @@ def test_data_that_differs_by_a_factor_leaves_the_other_to_be_judged_by_scores(r
 
 
 def test_other_checkers_and_conditions_are_said_and_not_judged(recipe: Any, tmp_path: Path) -> None:
-    checker = lambda rate, depth, seed: "abcdef01" if rate == "none" else "12345678"  # noqa: E731
-    out = experiment(recipe, tmp_path / "out", learned, accuracy=0.5, checker=checker, measure="joint accuracy")
+    others = {
+        "checker": lambda rate, depth, seed: "abcdef01" if rate == "none" else "12345678",
+        "sampler": lambda rate, depth, seed: "euler" if rate == "none" else "ddim",
+        "steps": lambda rate, depth, seed: 4 + seed,
+        "guidance": lambda rate, depth, seed: 4.0 if depth == "2" else 1.0,
+    }
+    for name, value in others.items():
+        out = experiment(
+            recipe, tmp_path / name, learned, accuracy=0.5, measure="joint accuracy", **{name: value}
+        )  # fmt: skip
+        compared = compare_experiment(out)
+        measure = "joint accuracy (in_distribution)"
+        assert compared.warnings == [f"Scores measured under different conditions ({name}): do not compare {measure}"]
+        assert {answer["verdict"] for answer in compared.answers} == {"unknown"}
+        assert f"measured under different conditions ({name})" in answers(compared)["rate"]["sentence"]
+        assert {row["verdict"] for row in compared.effects} == {"unknown", "equal"}, "held-out loss: no such condition"
+
+
+def test_machine_and_number_of_prompts_do_not_forbid_a_comparison(recipe: Any, tmp_path: Path) -> None:
+    score = lambda rate, depth, seed: {"none": 0.1, "high": 0.9}[rate] + 0.01 * seed * (rate == "high")  # noqa: E731
+    device = lambda rate, depth, seed: "cpu" if rate == "none" else "cuda"  # noqa: E731
+    prompts = lambda rate, depth, seed: 100 + seed  # noqa: E731
+    out = experiment(
+        recipe, tmp_path / "out", learned, accuracy=score, device=device, prompts=prompts, measure="joint accuracy"
+    )
     compared = compare_experiment(out)
-    assert any(text.startswith("Different checkers") for text in compared.warnings)
-    assert {answer["verdict"] for answer in compared.answers} == {"unknown"}
-    assert "different checkers" in answers(compared)["rate"]["sentence"]
-    assert {row["verdict"] for row in compared.effects} == {"unknown", "equal"}, "held-out loss: no checker"
+    assert compared.warnings == [] and answers(compared)["rate"]["verdict"] == "larger"
+
+
+def test_a_score_that_is_the_same_in_every_pair_is_called_equal(recipe: Any, tmp_path: Path) -> None:
+    score = lambda rate, depth, seed: 0.5 + 0.1 * seed + 0.2 * (rate == "high")  # noqa: E731
+    out = experiment(recipe, tmp_path / "out", learned, accuracy=score, measure="joint accuracy")
+    depth = answers(compare_experiment(out))["model.depth"]
+    assert depth["verdict"] == "equal" and "no difference at all" in depth["sentence"]
+    assert "would hide one of up to" in depth["sentence"], "a score has noise of its own"
 
 
 def test_losses_of_other_objectives_are_not_one_measure(recipe: Any) -> None:

@@ -78,7 +78,15 @@ def test_seeds_that_agree_by_chance_are_no_proof_for_a_coarse_score() -> None:
     reach = stats.norm.ppf(0.975) * 0.06 / math.sqrt(3)
     assert effect.high == pytest.approx(1 / 16 + reach, rel=1e-9)
     assert paired_effect([Pair(p.seed, p.reference, p.value, 0.01) for p in agreeing]).verdict == "larger"
-    assert paired_effect([Pair(seed, 0.0, 0.0, 0.06) for seed in range(3)]).verdict == "not larger"
+
+
+def test_equal_scores_are_called_equal_with_what_their_noise_would_hide() -> None:
+    effect = paired_effect([Pair(seed, 0.25, 0.25, 0.06) for seed in range(3)])
+    reach = stats.norm.ppf(0.975) * 0.06 / math.sqrt(3)
+    assert (effect.verdict, effect.mean) == ("equal", 0) and effect.high == pytest.approx(reach, rel=1e-9)
+    text = sentence("attention", "b", "a", "joint accuracy", effect, [])
+    assert "no difference at all" in text and f"would hide one of up to {reach:.2g}" in text
+    assert paired_effect([Pair(0, 0.25, 0.25, 0.06), Pair(1, 0.25, 0.26, 0.06)]).verdict == "not larger"
 
 
 @pytest.mark.parametrize("pairs", [[], [Pair(0, math.nan, 1.0)], [Pair(0, 1.0, math.inf)]])

@@ -181,6 +181,27 @@ def test_t5_equals_transformers(t5_folder):
     assert made.tokenize([""]).mask.sum() == 1
 
 
+def test_padding_as_pretrained_video_models_want_it(t5_folder):
+    from transformers import T5EncoderModel
+
+    captions = ["A man is surfing.", "surf"]
+    trimmed, encoded, kept = (
+        T5TextConfig(model=str(t5_folder), length=9, padding=padding).build()
+        for padding in ("trimmed", "encoded", "kept")
+    )
+    ids = encoded.tokenize(captions).values
+    assert ids.shape == (2, 9) and torch.equal(kept.tokenize(captions).values, ids)
+    with torch.no_grad():
+        unmasked = T5EncoderModel.from_pretrained(t5_folder).eval()(input_ids=ids).last_hidden_state
+    found = {made.padding: made(made.tokenize(captions)) for made in (trimmed, encoded, kept)}
+    assert found["trimmed"].values.shape[1] == 6 and torch.equal(found["encoded"].mask[:, :6], found["trimmed"].mask)
+    assert not found["encoded"].mask[:, 6:].any() and found["kept"].mask.all()
+    for padding in ("encoded", "kept"):
+        torch.testing.assert_close(found[padding].values, unmasked, atol=1e-5, rtol=1e-5)
+    assert (found["trimmed"].values[0] - unmasked[0, :6]).abs().max() > 1e-4  # padding that is seen changes the rest
+    assert len({made.fingerprint() for made in (trimmed, encoded, kept)}) == 3
+
+
 def test_fingerprint_follows_the_weights_not_the_path(t5_folder, tmp_path):
     copied = shutil.copytree(t5_folder, tmp_path / "copy")
     first, second = (T5TextConfig(model=str(path)).build() for path in (t5_folder, copied))

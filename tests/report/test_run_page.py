@@ -60,7 +60,10 @@ def test_everything_in_the_run_is_on_the_page(run: RunDirectory) -> None:
     (run.samples / "step-0001000.png").write_bytes(b"a contact sheet")
     (run.samples / "notes.txt").write_text("no sample")
     (run.samples / "step-0000050-00.mp4").write_bytes(b"no recipe beside it")
-    run.write_scores([{"row": "model", "metric": "joint accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "n": 256}])
+    run.write_scores(
+        [{"row": "model", "metric": "joint accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "n": 256}],
+        {"steps_trained": 1000},
+    )
     page = page_of(run)
     assert "300 training steps" in page
     assert "path: &#x27;&lt;clips&gt;&#x27;" in page or "path: &lt;clips&gt;" in page

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from reelwright.training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
+from reelwright.types import UsageError
 
 
 class Model(nn.Module):
@@ -172,3 +174,56 @@ def test_the_learning_rate_reaches_every_group() -> None:
     set_learning_rate(optimizer, 0.125)
     rates: list[Any] = [group["lr"] for group in optimizer.param_groups]
     assert rates == [0.125, 0.125]
+
+
+class Wide(nn.Module):
+    """Matrices large enough for moments in 8 bits (4096 values and more), and a small one that keeps 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 128), nn.Linear(128, 64)
+        self.late = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor, late: bool) -> Tensor:
+        x = self.second(self.first(x))
+        return self.late(x) if late else x
+
+
+def test_eight_bit_moments_are_restored_bit_for_bit() -> None:
+    pytest.importorskip("bitsandbytes")
+    config = TrainConfig(learning_rate=0.01, optimizer="adamw8bit")
+
+    def go(model: Wide, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            x = torch.randn(4, 64, generator=torch.Generator().manual_seed(step))
+            model(x, late=step >= 4).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    torch.manual_seed(0)
+    model = Wide()
+    optimizer = build_optimizer(model, config)
+    go(model, optimizer, range(3))
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    saved = {name: value.clone() for name, value in optimizer_tensors(model, optimizer).items()}
+    assert saved["state1.first.weight"].dtype == torch.uint8 and saved["state1.first.bias"].dtype == torch.float32
+    assert int(saved["step.first.weight"]) == 3 and int(saved["step.late.weight"]) == 0
+    go(model, optimizer, range(3, 7))
+    resumed = Wide()
+    fresh = build_optimizer(resumed, config)
+    resumed.load_state_dict(weights)
+    load_optimizer_tensors(resumed, fresh, saved)
+    go(resumed, fresh, range(3, 7))
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_optimizers_that_cannot_be_had_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UsageError, match=r"train.optimizer = adamw8bit: needs bitsandbytes.*pip install"):
+        build_optimizer(Wide(), TrainConfig(optimizer="adamw8bit"))
+
+
+def test_paging_wants_a_gpu() -> None:
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(UsageError, match="without a GPU use adamw"):
+        build_optimizer(Wide(), TrainConfig(optimizer="paged_adamw8bit"))

@@ -122,6 +122,33 @@ def test_training_runs_beside_videos_stops_and_goes_on(queue, wait) -> None:
     assert done.progress.done == step + 3
 
 
+def test_a_run_is_trained_once_at_a_time(queue, wait) -> None:
+    first = queue.submit("train", {"recipe": "recipe.yaml"})
+    wait(queue, first.id, lambda job: job.state == "running")
+    with pytest.raises(UserError, match="runs/new: is being trained already, by job 000001; stop that one first"):
+        queue.submit("train", {"recipe": "recipe.yaml", "changes": {"train.steps": 5}})
+    other = queue.submit("train", {"recipe": "recipe.yaml", "changes": {"run_dir": "runs/other"}})
+    assert (queue.get(other.id).state, queue.get(other.id).outputs) == ("queued", ("runs/other",))
+    whole = str(queue.workspace.root / "runs" / "other")
+    for again in ({"changes": {"run_dir": whole}}, {"fork": "runs/other"}):
+        with pytest.raises(UserError, match=f"runs/other: waits to be trained already, by job {other.id}"):
+            queue.submit("train", {"recipe": "recipe.yaml", **again})
+    assert [job.id for job in queue.list()] == [other.id, first.id]
+    assert queue.submit("prepare", {"recipe": "recipe.yaml"}).outputs == (), "what harms nobody may wait twice"
+    for job in queue.list():
+        queue.stop(job.id)
+    wait(queue, first.id)
+    again = queue.submit("train", {"recipe": "recipe.yaml"})
+    queue.stop(again.id)
+    wait(queue, again.id)
+
+
+def test_preparing_ends_with_what_it_said(queue, wait) -> None:
+    done = wait(queue, queue.submit("prepare", {"recipe": "recipe.yaml"}).id)
+    (said,) = done.notes
+    assert done.state == "done" and said and said == queue.log(done.id).strip().split("\n")[-1]
+
+
 def test_a_command_that_fails_says_why(queue, wait) -> None:
     shutil.rmtree(queue.workspace.root / "data" / "videos")
     (queue.workspace.root / "data" / "videos").mkdir()

@@ -17,7 +17,10 @@ import pytest
 
 gr = pytest.importorskip("gradio", reason="the extra `ui` is not installed")
 
+from reelwright.recipe import Recipe  # noqa: E402
+from reelwright.run import RunDirectory  # noqa: E402
 from reelwright.ui import fragments  # noqa: E402
+from reelwright.ui.data_page import DataPage  # noqa: E402
 from reelwright.ui.desk import Desk  # noqa: E402
 from reelwright.ui.generate_page import FIELDS, GeneratePage  # noqa: E402
 from reelwright.ui.incoming import clear_incoming  # noqa: E402
@@ -26,11 +29,16 @@ from reelwright.ui.jobs_panel import act  # noqa: E402
 from reelwright.ui.media import inspection_page  # noqa: E402
 from reelwright.ui.records import Job, JobProgress  # noqa: E402
 from reelwright.ui.refine_page import RefinePage  # noqa: E402
-from reelwright.ui.run_view import MAX_POINTS, Curves, sample_names, status  # noqa: E402
+from reelwright.ui.requests import REQUESTS  # noqa: E402
+from reelwright.ui.run_view import MAX_POINTS, Curves, sample_names, scores, status  # noqa: E402
 from reelwright.ui.train_form import RecipeForm  # noqa: E402
 from reelwright.ui.train_page import TrainPage  # noqa: E402
 from reelwright.ui.workspace import Workspace  # noqa: E402
 
+BUTTONS = {
+    "generate": "Generate", "refine": "Refine", "noise": "Only add noise", "inspect": "Inspect",
+    "prepare": "Only prepare", "train": "Start training", "evaluate": "Evaluate",
+}  # fmt: skip
 NASTY = "<script>alert(1)</script> {{7*7}} ${7*7} \" ' & @children `x` \\ \0"
 
 
@@ -224,7 +232,56 @@ def test_training_is_asked_for_with_the_changes_alone(desk: Desk) -> None:
     shutil.copy(desk.workspace.root / "recipe.yaml", desk.workspace.root / "runs" / "first" / "recipe.yaml")
     assert "Queued" in page._resume("runs/first")
     assert desk.queue.list()[0].request["recipe"] == "runs/first/recipe.yaml"
+    assert desk.queue.list()[0].outputs == ("runs/first",), "where it lies, not where its recipe was written for"
+    assert "training already" in page._resume("runs/first") and "training already" in page._resume("runs/new")
+    assert "waits to be trained already" in page._start(None, "recipe.yaml", *values)[0]
+    assert "Asked to stop" in page._stop("runs/first")
     assert "Nothing trains" in page._stop("runs/first") and "Choose a run" in page._sample("runs/first", None)
+
+
+def test_a_sample_is_of_the_newest_checkpoint_and_not_of_the_best(desk: Desk) -> None:
+    with gr.Blocks():
+        page = TrainPage(desk)
+    assert "Queued" in page._sample("runs/first", "a red circle")
+    assert desk.queue.list()[0].request["checkpoint"] == "newest"
+
+
+def test_every_request_has_a_button(desk: Desk) -> None:
+    with gr.Blocks() as blocks:
+        pages = [GeneratePage(desk), RefinePage(desk), DataPage(desk), TrainPage(desk)]
+    labels = {block.value for block in blocks.blocks.values() if isinstance(block, gr.Button)}
+    assert len(pages) == 4 and set(REQUESTS) == set(BUTTONS) and set(BUTTONS.values()) <= labels
+
+
+def test_preparing_and_evaluating_are_asked_for(desk: Desk) -> None:
+    with gr.Blocks():
+        page = TrainPage(desk)
+    _, *values = page.form.load("recipe.yaml")
+    assert "Queued" in page._prepare("recipe.yaml", *values) and desk.queue.list()[0].kind == "prepare"
+    assert "Choose a recipe" in page._prepare(None, *values) and "Choose a run" in page._evaluate(None, "auto", 8)
+    assert "rw-notice bad" in page._evaluate("runs/first", "auto", 8), "its recipe names data outside the workspace"
+    settings = ["run_dir=runs/first", "cache_dir=cache", "data.path=data"]
+    for path in (desk.workspace.root / "runs" / "first").rglob("recipe.yaml"):
+        Recipe.load(path, settings).save(path)
+    assert "Queued" in page._evaluate("runs/first", "heldout, speed", 8)
+    asked = desk.queue.list()[0].request
+    assert (asked["metrics"], asked["prompts"]) == ("heldout,speed", 8)
+    assert "metrics" in page._evaluate("runs/first", "--json=x", 8) and "Queued" in page._evaluate(
+        "runs/first", "", None
+    )
+    assert (desk.queue.list()[0].request["metrics"], desk.queue.list()[0].request["prompts"]) == ("auto", 256)
+
+
+def test_scores_are_shown_with_their_conditions_and_escaped(desk: Desk) -> None:
+    run = RunDirectory(desk.workspace.root / "runs" / "first")
+    assert scores(None) == ""
+    rows = [{"row": NASTY, "metric": "x", "value": 0.25, "low": None, "n": 3, "sampler": NASTY, "steps": 4}]
+    run.write_scores(rows, {"steps_trained": 8})
+    shown = scores(run.scores_path)
+    assert "after 8 steps" in shown and "<td>0.25</td>" in shown and "steps 4" in shown
+    assert "<script" not in shown and "{{" not in shown and "${" not in shown
+    run.scores_path.write_text("{")
+    assert "damaged" in scores(run.scores_path)
 
 
 def test_a_refine_request_is_checked_before_it_waits(desk: Desk) -> None:

@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 import pytest
 
+from reelwright.children import child_environment
 from reelwright.types import UsageError, UserError
 from reelwright.ui import server
 from reelwright.ui.guard import LOCAL_HOSTS, MAX_BODY_BYTES, MULTIPART_BYTES, Guard
@@ -317,6 +318,25 @@ def test_mistakes_are_one_message(tmp_path: Path, run_cli, monkeypatch: pytest.M
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     output = run_cli("ui", "--workspace", tmp_path)
     assert output.code == 1 and "pip install 'reelwright[ui]'" in output.err and "Traceback" not in output.err
+
+
+def test_nothing_is_fetched_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the jobs' processes are given; a library asked for a hub id then looks at what is there, and no further."""
+    for name in (*server.ENVIRONMENT, *server.OFFLINE, "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "0")
+    given: list[dict[str, str]] = []
+    monkeypatch.setattr(server, "build_app", lambda workspace, queue: None)
+    monkeypatch.setattr(server, "_run", lambda app, listener: given.append(child_environment()))
+    server.serve(ServerOptions(tmp_path, port=0, fetch=True), lambda line: None)
+    server.serve(ServerOptions(tmp_path, port=0), lambda line: None)
+    assert [{env[name] for name in server.OFFLINE} for env in given] == [{"0"}, {"1"}]
+    assert all(env["HF_HUB_DISABLE_TELEMETRY"] == "1" for env in given)
+    load = "from huggingface_hub import constants; print(constants.HF_HUB_OFFLINE)"
+    for env, offline in zip(given, ("False", "True"), strict=True):
+        assert (
+            subprocess.run([sys.executable, "-c", load], env=env, capture_output=True, text=True).stdout
+            == f"{offline}\n"
+        )
 
 
 def test_one_page_a_workspace(site: Site) -> None:

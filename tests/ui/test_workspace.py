@@ -143,8 +143,9 @@ def test_no_payload_escapes_a_recipe(workspace, outside, key) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "type_"), [("codec", "autoencoder_kl"), ("text", "clip"), ("text", "t5")]
-)  # fmt: skip
+    ("group", "type_"),
+    [("codec", "autoencoder_kl"), ("codec", "video_autoencoder"), ("text", "clip"), ("text", "t5"), ("model", "wan")],
+)
 def test_no_payload_escapes_a_foreign_model(workspace, outside, group, type_) -> None:
     fields = [f"{group}.model", f"{group}.subfolder"] + ([f"{group}.tokenizer_subfolder"] if group == "text" else [])
     for field in fields:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -46,13 +48,10 @@ def inspect(
     as_json: JsonFlag = False,
 ) -> None:
     """What would be used and dropped, and why. Nothing is written but the page."""
-    from reelwright.inspect import data_config, inspect_data, write_page
+    from reelwright.inspect import inspect_data
 
     with Progress(quiet=as_json) as progress:
-        config = data_config(data, overrides or [])
-        inspection = inspect_data(config, progress)
-        if html:
-            write_page(inspection, config.fps, html, progress)
+        inspection = inspect_data(data, overrides or [], progress, page=html)
     if as_json:
         print(json.dumps(inspection.to_json(), indent=1))
     else:
@@ -68,15 +67,30 @@ def prepare(
     overrides: Overrides = None,
     verify: Annotated[bool, typer.Option("--verify", help="re-read and re-hash every source file")] = False,
     refit: Annotated[bool, typer.Option("--refit", help="fit codec and tokenizer anew on today's data")] = False,
+    engine: Annotated[str, typer.Option(help="local, or ray for a collection beyond one machine")] = "local",
+    address: Annotated[str | None, typer.Option(help="of a Ray cluster; else Ray is started here")] = None,
+    workers: Annotated[int | None, typer.Option(help="decoding processes; else by the number of processors")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Data -> cache. Run it again: only what changed is done."""
+    """Data -> cache. Run it again: only what changed is done.
+
+    engine=ray, address=... and workers=N may stand among the settings too: they say where the work is done.
+    """
+    # Read when torch is loaded: its idle threads then sleep and leave the processors to decoding.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from reelwright.prepare import prepare as run_prepare
+    from reelwright.prepare.engine import parse_engine
+    from reelwright.prepare.processes import is_first
+    from reelwright.prepare.summary import paced
     from reelwright.recipe import Recipe
 
-    loaded = Recipe.load(recipe, overrides or [])
-    with Progress(quiet=as_json) as progress:
-        summary = run_prepare(loaded, progress, verify=verify, refit=refit)
+    gc.freeze()  # what importing made stays: looking through it again and again takes a tenth of a large collection
+    settings, chosen = parse_engine(overrides or [], engine, address, workers)
+    loaded = Recipe.load(recipe, settings)
+    with Progress(quiet=as_json or not is_first()) as progress:
+        summary = run_prepare(loaded, paced(progress), verify=verify, refit=refit, engine=chosen)
+    if not is_first():
+        return
     if as_json:
         print(json.dumps(summary.to_json(), indent=1))
     else:

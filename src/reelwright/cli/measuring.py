@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from reelwright.cli.app import app
-from reelwright.cli.options import CheckpointOption, DeviceOption, PrecisionOption, RawFlag
+from reelwright.cli.options import CheckpointOption, DeviceOption, PrecisionOption, RawFlag, SamplerOption
 from reelwright.console import Progress, print_table
 
 
@@ -27,7 +27,7 @@ def evaluate(
     split: Annotated[list[str] | None, typer.Option(help="splits of the shapes benchmark; all by default")] = None,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     guidance: Annotated[float | None, typer.Option(min=0)] = None,
-    sampler: Annotated[str | None, typer.Option()] = None,
+    sampler: SamplerOption = None,
     clip: Annotated[
         str | None, typer.Option(help="CLIP's directory or hub id; ViT-B/32 of OpenAI for the clip score by default")
     ] = None,

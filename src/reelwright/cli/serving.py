@@ -18,8 +18,11 @@ def ui(
     token: Annotated[
         str | None, typer.Option(envvar="REELWRIGHT_TOKEN", help="what to log in with; made for --listen if not given")
     ] = None,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="let jobs fetch what recipes name by a hub id; else nothing is fetched")
+    ] = False,
 ) -> None:
-    """The page in a browser: generate, refine, look at data, train."""
+    """The page in a browser: generate, refine, look at data, train, evaluate."""
     from reelwright.ui.server import ServerOptions, serve
 
-    serve(ServerOptions(workspace, port, listen, token), lambda line: print(line, flush=True))
+    serve(ServerOptions(workspace, port, listen, token, fetch), lambda line: print(line, flush=True))

@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reelwright.cli.app import app
-from reelwright.cli.options import CheckpointOption, DeviceOption, JsonFlag, PrecisionOption, RawFlag
+from reelwright.cli.options import (
+    CheckpointOption,
+    DeviceOption,
+    JsonFlag,
+    OffloadFlag,
+    PrecisionOption,
+    RawFlag,
+    SamplerOption,
+)
 from reelwright.console import Progress, print_error
 from reelwright.types import UsageError
 
 if TYPE_CHECKING:
+    from reelwright.loading import LoadedModel
     from reelwright.refine import Outcome
 
-ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="a run directory, a checkpoint, an exported model")]
+ModelPath = Annotated[
+    str, typer.Argument(metavar="MODEL", help="a run directory, a checkpoint, an exported model, or a recipe")
+]
 InputPath = Annotated[Path, typer.Argument(metavar="IN", help="a video")]
 OutputPath = Annotated[Path, typer.Argument(metavar="OUT", help="an mp4 or webm to write")]
 Strength = Annotated[float, typer.Option(help="how much noise: 0 none, 1 nothing but noise")]
-OffloadFlag = Annotated[bool, typer.Option("--offload", help="keep on the device only the part at work")]
 
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="a run directory, a checkpoint, or a recipe")],
+    model: ModelPath,
     prompt: Annotated[list[str] | None, typer.Option(help="what to show; may be given several times")] = None,
     out: Annotated[Path, typer.Option(help="a file, or a folder for several videos")] = Path("outputs"),
     num_videos: Annotated[int, typer.Option(min=1, help="videos a prompt, seeds counting up")] = 1,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     guidance: Annotated[float | None, typer.Option(min=0)] = None,
     negative_prompt: Annotated[str, typer.Option()] = "",
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, euler, heun, dpmpp_2m or unipc")] = None,
+    sampler: SamplerOption = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     frames: Annotated[int | None, typer.Option(min=1)] = None,
     width: Annotated[int | None, typer.Option(min=1)] = None,
@@ -45,19 +56,20 @@ def generate(
     offload: OffloadFlag = False,
     checkpoint: CheckpointOption = None,
     raw: RawFlag = False,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[:SCALE]", help="a LoRA to add; may be given several times")
+    ] = None,
     from_clip: Annotated[Path | None, typer.Option("--from", help="repeat what made this clip")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Prompts -> videos, each with its recipe inside and beside it."""
-    from reelwright.generate import Compute, Request, cut_prompts, run_generate
-    from reelwright.loading import load_model
+    from reelwright.generate import Compute, Request, run_generate
+    from reelwright.loading import with_loras
     from reelwright.video.write import read_recipe
 
-    if image is not None:
-        raise UsageError(f"--image {image}: this model makes videos from text alone; leave --image out")
     request = Request(
-        tuple(prompt or ()), num_videos, seed, negative_prompt, sampler, steps, guidance,
-        frames=frames, width=width, height=height, fps=fps,
+        tuple(prompt or ()) or (("",) if image else ()), num_videos, seed, negative_prompt, sampler, steps, guidance,
+        frames=frames, width=width, height=height, fps=fps, image=str(image) if image else None,
     )  # fmt: skip
     made: dict[str, object] = {}
     if from_clip is not None:
@@ -66,14 +78,17 @@ def generate(
         made = read_recipe(from_clip)
         request = Request.from_recipe(made, from_clip)
         precision = str(made.get("precision", precision)) if precision == "auto" else precision
-    elif not prompt:
+        if not lora:
+            lora = [f"{entry['file']}:{entry['scale']}" for entry in _loras(made)]
+    elif not request.prompts:
         raise UsageError("nothing to show: give --prompt TEXT (several times for several videos) or --from CLIP")
     compute = Compute.resolve(device, precision, offload)
-    loaded = load_model(model, checkpoint, raw)
-    for warning in (*loaded.warnings, *cut_prompts(loaded.bundle, [*request.prompts, request.negative_prompt])):
-        print_error(warning)
-    if from_clip is not None and made.get("model_sha256") != loaded.weights_sha256:
-        print_error(f"{from_clip} was made with other weights ({made.get('model')}); this video will differ")
+    loaded = _load(model, checkpoint, raw, [*request.prompts, request.negative_prompt])
+    loaded = with_loras(loaded, lora or ())
+    if from_clip is not None:
+        loras = [[entry["sha256"] for entry in entries] for entries in (_loras(made), loaded.loras)]
+        if made.get("model_sha256") != loaded.weights_sha256 or loras[0] != loras[1]:
+            print_error(f"{from_clip} was made with other weights ({made.get('model')}); this video will differ")
     with Progress(quiet=as_json) as progress:
         paths = run_generate(
             loaded, request, out, video_format, compute, lambda done, total: progress("sampling", done, total)
@@ -93,18 +108,17 @@ def noise(
     strength: Strength = 0.3,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: DeviceOption = "auto",
+    offload: OffloadFlag = False,
     checkpoint: CheckpointOption = None,
+    raw: RawFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """A video -> the video as it looks after noise of a strength: what refine begins with."""
     from reelwright.generate import Compute
-    from reelwright.loading import load_model
     from reelwright.refine import run_noise
 
-    compute = Compute.resolve(device, "fp32", offload=False)
-    loaded = load_model(model, checkpoint)
-    for warning in loaded.warnings:
-        print_error(warning)
+    compute = Compute.resolve(device, "fp32", offload)
+    loaded = _load(model, checkpoint, raw)
     with Progress(quiet=as_json) as progress:
         outcome = run_noise(
             loaded, source, out, strength, seed, compute, lambda done, total: progress("window", done, total),
@@ -125,7 +139,7 @@ def refine(
         int | None, typer.Option(min=1, help="of a whole walk from pure noise; its last part is taken")
     ] = None,
     guidance: Annotated[float | None, typer.Option(min=0)] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, euler, heun, dpmpp_2m or unipc")] = None,
+    sampler: SamplerOption = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     already_noisy: Annotated[bool, typer.Option("--already-noisy", help="IN is what noise wrote: add none")] = False,
     device: DeviceOption = "auto",
@@ -136,21 +150,36 @@ def refine(
     as_json: JsonFlag = False,
 ) -> None:
     """A video and a prompt -> the video noised to a strength and denoised again; same size, rate and length."""
-    from reelwright.generate import Compute, Request, cut_prompts
-    from reelwright.loading import load_model
+    from reelwright.generate import Compute, Request
     from reelwright.refine import run_refine
 
     request = Request((prompt,), 1, seed, negative_prompt, sampler, steps, guidance)
     compute = Compute.resolve(device, precision, offload)
-    loaded = load_model(model, checkpoint, raw)
-    for warning in (*loaded.warnings, *cut_prompts(loaded.bundle, [prompt, negative_prompt])):
-        print_error(warning)
+    loaded = _load(model, checkpoint, raw, [prompt, negative_prompt])
     with Progress(quiet=as_json) as progress:
         outcome = run_refine(
             loaded, source, out, request, strength, already_noisy, compute,
             lambda done, total: progress("refining", done, total), print_error if as_json else progress.say,
         )  # fmt: skip
     _print_outcome(outcome, as_json)
+
+
+def _loras(made: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The LoRAs a clip's recipe names; a file's metadata is not to be trusted."""
+    entries = made.get("loras", [])
+    known = {"file", "scale", "sha256"}
+    return [e for e in entries if isinstance(e, dict) and known <= set(e)] if isinstance(entries, list) else []
+
+
+def _load(model: str, checkpoint: str | None, raw: bool, prompts: Sequence[str] = ()) -> LoadedModel:
+    """The model, its warnings printed, and those of prompts that it does not see whole."""
+    from reelwright.generate import cut_prompts
+    from reelwright.loading import load_model
+
+    loaded = load_model(model, checkpoint, raw)
+    for warning in (*loaded.warnings, *(cut_prompts(loaded.bundle, prompts) if prompts else ())):
+        print_error(warning)
+    return loaded
 
 
 def _print_outcome(outcome: Outcome, as_json: bool) -> None:

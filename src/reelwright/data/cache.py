@@ -13,43 +13,42 @@ again by the next `pack`; nothing ever needs cleaning by hand.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import threading
 import time
-import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from reelwright.data.fingerprints import SCHEMA, FileHashes, Journal
+from reelwright.data.lock import locked
+from reelwright.data.tensorfile import Stored, TensorFile, bytes_of, item_crc32, open_files_limit
+from reelwright.durable import sync
 from reelwright.types import UserError
 
 PACK_ITEMS = 1024  # pending items that are packed at once
-PACK_BYTES = 128 << 20
-_OPEN_SHARDS = 256
-_LOCK_SECONDS = 600.0
+PACK_BYTES = 64 << 20  # the same; also what a shard is filled to, so that packing never holds much more in memory
+_OPEN_FILES = open_files_limit(512)
 _ABANDONED_SECONDS = 3600.0  # a temporary file this old belongs to a process that was killed
 _KEY = re.compile(r"[0-9a-f]{16,64}")
 _KIND = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}")
 
 
-_Opened = tuple[Any, dict[str, list[str]]]  # a mapped safetensors file, and its tensors' names by item
-
-
 class CacheDamaged(UserError):
-    """Bytes on disk are not what was written. The text names the file and the way out."""
+    """Bytes on disk are not what was written. The text names the file and the way out; `key` the item, if known."""
+
+    key = ""
 
 
 @dataclass(frozen=True)
@@ -72,17 +71,25 @@ class Cache:
             for folder in (self._pending, self._shards):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{root}: the cache folder cannot be made ({error.strerror}); set cache_dir") from None
-        self.files = FileHashes(Journal(root / "files.jsonl"))
-        self.probes = Journal(root / "probes.jsonl")
-        self._handles: OrderedDict[Path, _Opened] = OrderedDict()
+            if not self._shards.is_dir():  # with it but without `pending`: a copy that may only be read
+                raise UserError(f"{root}: the cache folder cannot be made ({error.strerror}); set cache_dir") from None
+        self._files: OrderedDict[Path, TensorFile] = OrderedDict()
         self._read: set[Path] = set()  # shard indexes already in `_packed`
         self._packed: dict[str, _Entry] = {}
         self._waiting: dict[str, _Entry] = {}
         for path in self._pending.glob("*.safetensors"):
-            with suppress(CacheDamaged, FileNotFoundError):  # damaged: made again; gone: packed by another process
-                self._waiting.update(_entries(path, _open(path)[1]))
+            self._waiting.update(self._whole(path))
         self._refresh()
+
+    @cached_property
+    def files(self) -> FileHashes:
+        """Of the videos; only `prepare` reads them."""
+        return FileHashes(Journal(self.root / "files.jsonl"))
+
+    @cached_property
+    def probes(self) -> Journal:
+        """What decoding found in a video, by its hash; only `prepare` reads it."""
+        return Journal(self.root / "probes.jsonl")
 
     def put(self, key: str, kind: str, tensors: Mapping[str, Tensor]) -> None:
         """Store an item; when this returns it is on disk. ValueError for a bad key, kind or non-finite values.
@@ -108,6 +115,7 @@ class Cache:
         about = _about(kind, plain)
         path = self._pending / f"{_name(kind, plain)}.safetensors"
         write_atomic(path, save(_flat(plain), metadata={"about": _sealed(about)}), sync_folder=False)
+        self._files.pop(path, None)
         self._waiting.update(_entries(path, about))
         if len(self._waiting) >= PACK_ITEMS or sum(e.num_bytes for e in self._waiting.values()) >= PACK_BYTES:
             self.pack()
@@ -119,27 +127,44 @@ class Cache:
         """Keys of every item there is."""
         return self._packed.keys() | self._waiting.keys()
 
-    def num_bytes(self, key: str) -> int:
-        """Size of an item's tensors. KeyError where there is none."""
-        return (self._packed.get(key) or self._waiting[key]).num_bytes
-
     def get(self, key: str) -> dict[str, Tensor]:
-        """An item's tensors, compared with their checksum. KeyError where there is none; CacheDamaged."""
-        entry = self._packed.get(key)
-        if entry is None and key in self._waiting:
+        """An item's tensors. KeyError where there is none; CacheDamaged; UserError where it cannot be read.
+
+        Its bytes are compared with their checksum the first time this process reads them from the open file.
+        """
+        file, entry, _ = self._find(key)
+        try:
+            return file.item(key, entry.crc32)
+        except (OSError, ValueError) as error:
+            raise _trouble(entry.file, error, key) from None
+
+    def stack(self, keys: Sequence[str]) -> dict[str, Tensor]:
+        """Several items at once, each tensor `len(keys) ...`, read in place. As `get`; ValueError: shapes differ."""
+        for key in keys:
+            file, _, stored = self._find(key)  # not held: a batch may touch more files than can be open
+            for place in stored.values() if key not in file.verified else ():
+                file.announce(place)  # the first reading may have to wait for the disk: for all of them at once
+        out: dict[str, Tensor] = {}
+        rows: dict[str, memoryview] = {}
+        form: dict[str, tuple[Any, ...]] = {}
+        for row, key in enumerate(keys):
+            file, entry, stored = self._find(key)
+            if not form:
+                form = {name: (s.dtype, s.shape) for name, s in stored.items()}
+                out = {name: torch.empty((len(keys), *s.shape), dtype=s.dtype) for name, s in stored.items()}
+                rows = {name: bytes_of(tensor) for name, tensor in out.items()}
+            elif form != {name: (s.dtype, s.shape) for name, s in stored.items()}:
+                raise ValueError(f"items {keys[0]} and {key} differ in names, types or shapes; they make no batch")
+            buffers = {n: rows[n][row * s.num_bytes : (row + 1) * s.num_bytes] for n, s in stored.items()}
             try:
-                return _item(_open(self._waiting[key].file)[0], self._waiting[key], key)
-            except FileNotFoundError:  # another process packed it since
-                self._waiting.pop(key)
-        if entry is None:
-            self._refresh()
-            entry = self._packed.get(key)
-        if entry is None:
-            raise KeyError(f"{key} is not in the cache {self.root}")
-        return _item(self._opened(entry.file), entry, key)
+                file.fill(key, buffers, entry.crc32)
+            except (OSError, ValueError) as error:
+                raise _trouble(entry.file, error, key) from None
+        return out
 
     def verify(self) -> list[CacheDamaged]:
-        """Read everything; every damaged file, once."""
+        """Read everything again; every damaged file, once."""
+        self._files.clear()
         found: dict[Path, CacheDamaged] = {}
         for key in sorted(self.keys()):
             try:
@@ -149,26 +174,39 @@ class Cache:
         return list(found.values())
 
     def pack(self) -> None:
-        """Move every pending item into shards, one per kind. Damaged pending items are forgotten."""
-        with self._locked():
+        """Move every pending item into shards, one per kind. Where none is pending, nothing on disk is touched.
+
+        Damaged pending items are forgotten. UserError where a file cannot be read or written; it stays.
+        """
+        if not any(self._pending.glob("*.safetensors")):
+            self._refresh()  # another process may have packed them
+            self._waiting = {}
+            return
+        with locked(self.root / "lock"):
             self._refresh()
             self._clear_leftovers()
             paths = sorted(self._pending.glob("*.safetensors"))
+            whole: dict[Path, set[str]] = {}
             groups: dict[str, dict[str, dict[str, Tensor]]] = {}
+            held = 0
             for path in paths:
-                with suppress(CacheDamaged, FileNotFoundError):
-                    names, about = _open(path)
-                    for key, entry in _entries(path, about).items():
-                        if key in self._packed:  # by a process that was killed before it could remove the file
-                            continue
-                        with suppress(CacheDamaged):
-                            groups.setdefault(entry.kind, {})[key] = _item(names, entry, key)
-            for kind, items in groups.items():
-                self._write_shard(kind, items)
+                entries = self._whole(path)
+                whole[path] = set(entries)
+                for key, entry in entries.items():
+                    if key not in self._packed:  # by a process that was killed before it could remove the file
+                        self._waiting[key] = entry
+                        groups.setdefault(entry.kind, {})[key] = self.get(key)
+                        held += entry.num_bytes
+                if held >= PACK_BYTES or path == paths[-1]:
+                    for kind, items in groups.items():
+                        self._write_shard(kind, items)
+                    groups, held = {}, 0
             self._refresh()
-            for path in paths:
-                path.unlink(missing_ok=True)
-            self._waiting = {}
+            for path, keys in whole.items():
+                if keys <= self._packed.keys():  # every item that is whole is in a shard now
+                    path.unlink(missing_ok=True)
+                    self._files.pop(path, None)
+            self._waiting = {key: entry for key, entry in self._waiting.items() if entry.file.exists()}
 
     def _write_shard(self, kind: str, items: dict[str, dict[str, Tensor]]) -> None:
         shard = self._shards / f"{kind}-{_name(kind, items)}.safetensors"
@@ -176,6 +214,7 @@ class Cache:
         index.unlink(missing_ok=True)  # of a shard that was deleted by hand
         self._read.discard(index)
         write_atomic(shard, save(_flat(items)))
+        self._files.pop(shard, None)
         write_json(index, _about(kind, items))
 
     def _refresh(self) -> None:
@@ -203,45 +242,70 @@ class Cache:
                 except FileNotFoundError:
                     continue
 
-    def _opened(self, shard: Path) -> _Opened:
-        """The mapped shard; the last few hundred stay open."""
-        opened = self._handles.get(shard)
-        if opened is None:
+    def _whole(self, path: Path) -> dict[str, _Entry]:
+        """The items of a pending file whose bytes are what was written. Damaged ones count as never made.
+
+        UserError where the file is there but cannot be read: what is in it is not known then.
+        """
+        whole: dict[str, _Entry] = {}
+        try:
+            file = self._opened(path)
+            for key, entry in _entries(path, _about_of(file)).items():
+                with suppress(ValueError, KeyError):
+                    file.item(key, entry.crc32)
+                    whole[key] = entry
+        except ValueError:
+            return {}
+        except OSError as error:
+            if path.exists():
+                raise _trouble(path, error) from None
+            return {}  # packed by another process; a network file system may not call that "not found"
+        return whole
+
+    def _find(self, key: str) -> tuple[TensorFile, _Entry, Mapping[str, Stored]]:
+        """(the open file, the item's entry, its tensors by name). KeyError; CacheDamaged; UserError."""
+        for refreshed in (False, True):
+            entry = self._packed.get(key) or self._waiting.get(key)
+            if entry is None:
+                self._refresh()
+                entry = self._packed.get(key)
+            if entry is None:
+                raise KeyError(f"{key} is not in the cache {self.root}")
             try:
-                opened = self._handles[shard] = _open(shard)[0]
+                file = self._opened(entry.file)
+                return file, entry, file.items[key]
             except FileNotFoundError:
-                raise damaged(shard, "it is gone") from None
-            if len(self._handles) > _OPEN_SHARDS:
-                self._handles.popitem(last=False)
-        self._handles.move_to_end(shard)
-        return opened
+                if entry.file.parent != self._pending or refreshed:
+                    raise damaged(entry.file, "it is gone", key) from None
+                self._waiting.pop(key, None)  # another process packed it since
+            except KeyError:
+                raise damaged(entry.file, f"it does not hold item {key}", key) from None
+            except (OSError, ValueError) as error:
+                raise _trouble(entry.file, error, key) from None
+        raise AssertionError("the second time round returns or raises")
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the cache's lock. The system releases it when its holder dies, so it can never be stale."""
-        path = self.root / "lock"
-        with path.open("a+") as file:
-            deadline = time.monotonic() + _LOCK_SECONDS
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        file.seek(0)
-                        holder = file.read().strip() or "unknown"
-                        raise UserError(
-                            f"{path}: held for minutes by process {holder}; stop it and try again"
-                        ) from None
-                    time.sleep(0.05)
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
+    def _opened(self, path: Path) -> TensorFile:
+        """The file, open; the last few hundred stay so. OSError; ValueError where it is damaged."""
+        file = self._files.get(path)
+        if file is None:
+            file = self._files[path] = TensorFile(path)
+            if len(self._files) > _OPEN_FILES:
+                self._files.popitem(last=False)
+        self._files.move_to_end(path)
+        return file
 
 
-def damaged(path: Path, what: str) -> CacheDamaged:
-    return CacheDamaged(f"{path}: damaged ({what}); delete this file and run `reelwright prepare` again")
+def damaged(path: Path, what: str, key: str = "") -> CacheDamaged:
+    damage = CacheDamaged(f"{path}: damaged ({what}); delete this file and run `reelwright prepare` again")
+    damage.key = key
+    return damage
+
+
+def _trouble(path: Path, error: Exception, key: str = "") -> UserError:
+    """What to say of a file: damaged where its content is wrong, not where the system did not let it be read."""
+    if isinstance(error, OSError):
+        return UserError(f"{path}: cannot be read ({error.strerror or error}); it is kept, try again once it can be")
+    return damaged(path, str(error), key)
 
 
 def _name(kind: str, items: Mapping[str, Any]) -> str:
@@ -255,7 +319,10 @@ def _flat(items: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def _about(kind: str, items: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
     """What is known of the items of a file: a shard's index, and the metadata of a pending file."""
-    entries = {key: [_crc32(tensors), sum(t.nbytes for t in tensors.values())] for key, tensors in items.items()}
+    entries = {}
+    for key, tensors in items.items():
+        parts = [(name, tensor.dtype, tuple(tensor.shape), bytes_of(tensor)) for name, tensor in tensors.items()]
+        entries[key] = [item_crc32(parts), sum(len(data) for _, _, _, data in parts)]
     return {"schema": SCHEMA, "kind": kind, "items": entries}
 
 
@@ -266,34 +333,13 @@ def _entries(file: Path, about: Mapping[str, Any]) -> dict[str, _Entry]:
     return {key: _Entry(file, about["kind"], crc32, size) for key, (crc32, size) in about["items"].items()}
 
 
-def _open(path: Path) -> tuple[_Opened, dict[str, Any]]:
-    """(the mapped file, its `about` where it has one). FileNotFoundError; CacheDamaged."""
-    try:
-        handle = safe_open(path, framework="pt").__enter__()
-        sealed = (handle.metadata() or {}).get("about")
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError, ValueError) as error:
-        raise damaged(path, str(error)) from None
+def _about_of(file: TensorFile) -> dict[str, Any]:
+    """The index a pending file carries in its metadata. ValueError where it is damaged."""
+    sealed = file.metadata.get("about")
     about = {} if sealed is None else _unsealed(sealed.encode())
     if about is None:
-        raise damaged(path, "its index does not match its checksum")
-    names: dict[str, list[str]] = {}
-    for full in handle.keys():  # noqa: SIM118
-        key, _, name = full.partition("/")
-        names.setdefault(key, []).append(name)
-    return (handle, names), about
-
-
-def _item(opened: _Opened, entry: _Entry, key: str) -> dict[str, Tensor]:
-    handle, names = opened
-    try:
-        tensors = {name: handle.get_tensor(f"{key}/{name}") for name in names[key]}
-    except (SafetensorError, OSError, KeyError) as error:
-        raise damaged(entry.file, str(error)) from None
-    if _crc32(tensors) != entry.crc32:
-        raise damaged(entry.file, f"item {key} does not match its checksum")
-    return tensors
+        raise ValueError("its index does not match its checksum")
+    return about
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -301,16 +347,6 @@ def is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
     return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
-
-
-def _crc32(tensors: Mapping[str, Tensor]) -> int:
-    """Checksum of names, types, shapes and bytes."""
-    crc = 0
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
-        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
-    return crc
 
 
 def write_atomic(path: Path, data: bytes, sync_folder: bool = True) -> None:
@@ -326,13 +362,10 @@ def write_atomic(path: Path, data: bytes, sync_folder: bool = True) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         if sync_folder:
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only file system refuses even this
+            temporary.unlink()
         raise UserError(f"{path}: {len(data)} bytes cannot be written: {error.strerror or error}") from error
 
 
@@ -342,8 +375,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What `write_json` wrote; None where the text is not what was written. FileNotFoundError."""
-    return _unsealed(path.read_bytes())
+    """What `write_json` wrote; None where the text is not what was written. FileNotFoundError; UserError."""
+    try:
+        return _unsealed(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _trouble(path, error) from None
 
 
 def _sealed(content: Mapping[str, Any]) -> str:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from reelwright.config import Config
+from reelwright.data.augmentation import Augment, check_augment
+from reelwright.data.limits import LimitsConfig
 from reelwright.types import Size
 
 SourceFormat = Literal[
     "auto", "captions_json", "metadata_json", "txt", "videofolder", "msrvtt", "webdataset", "table"
 ]  # beside "auto" the names of `data.sources.FORMATS`
 Media = Literal["auto", "videos", "images", "all"]
-WindowRule = Literal["head", "middle", "uniform"]
+WindowRule = Literal["head", "middle", "uniform", "spread"]
 CacheDtype = Literal["float32", "float16", "bfloat16"]
 
 
@@ -44,7 +46,8 @@ class DataConfig(Config):
     """A folder of captioned clips and how samples are cut from them.
 
     A sample is `frames` pictures at `fps`, resized by area averaging and cropped at the centre, never stretched.
-    With `buckets`, a clip goes to the longest bucket it fills, and among those to the nearest aspect ratio.
+    With `buckets`, a clip goes to the longest bucket it fills, and among those to the nearest aspect ratio; `auto`
+    derives them from the lengths and aspect ratios that are there (`data.auto_buckets`).
     """
 
     path: Path  # the collection: captions and videos, unless the next two say otherwise
@@ -61,21 +64,29 @@ class DataConfig(Config):
     fps: float = Field(8.0, gt=0, le=1000)
     width: int = Field(64, ge=1, le=16384)
     height: int = Field(64, ge=1, le=16384)
-    buckets: list[tuple[int, int, int]] | None = None  # [frames, height, width] each; null: the one size above
+    buckets: list[tuple[int, int, int]] | Literal["auto"] | None = None  # [frames, height, width]; null: the one above
+    bucket_multiple: int = Field(16, ge=1)  # with buckets = auto: every height and width is a multiple of this
 
-    window: WindowRule = "head"
+    window: WindowRule = "head"  # spread: evenly over the whole clip, whatever fps says; this changes motion's speed
     windows: int = Field(1, ge=1)  # windows per clip
+    scene_cuts: float | None = Field(None, gt=0, le=255)  # a change this large is a cut (27 is usual); null: off
+
+    augment: list[Augment] = []  # how further variants of a clip differ from it; see data/augmentation.py
+    variants: int = Field(1, ge=1)  # of each training clip that are encoded and kept: the clip itself, and others
 
     validation: float = Field(0.1, ge=0, lt=1)  # fraction of the source videos held out
+    near_duplicates: bool = True  # clips that look the same are one source: on one side of the split
     source_pattern: str | None = None  # regex whose first group names a clip's source video
+    flagged: Literal["keep", "drop"] = "keep"  # clips that are black, or one still picture, from first to last frame
     max_dropped: float = Field(0.1, ge=0, le=1)  # fraction of the clips that may be dropped before training refuses
+    limits: LimitsConfig = LimitsConfig()  # of memory and time, for decoding one file
     cache_dtype: CacheDtype = "float32"
 
     @field_validator("buckets")
     @classmethod
-    def _buckets_are_sizes(cls, buckets: list[tuple[int, int, int]] | None) -> list[tuple[int, int, int]] | None:
-        if buckets is None:
-            return None
+    def _buckets_are_sizes(cls, buckets: Any) -> Any:
+        if buckets is None or buckets == "auto":
+            return buckets
         if not buckets:
             raise ValueError("buckets = []: give at least one [frames, height, width], or null for the one size")
         for bucket in buckets:
@@ -108,9 +119,24 @@ class DataConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _augmentation_adds_up(self) -> DataConfig:
+        check_augment(self.augment, self.variants, self.window)
+        return self
+
+    @model_validator(mode="after")
+    def _sides_are_multiples(self) -> DataConfig:
+        smallest, multiple = min(self.height, self.width), self.bucket_multiple
+        if self.buckets == "auto" and smallest < multiple:
+            raise ValueError(
+                f"height = {self.height}, width = {self.width}: with buckets = auto both must be at least "
+                f"bucket_multiple = {multiple}; lower bucket_multiple or raise them"
+            )
+        return self
+
     @property
     def sizes(self) -> tuple[Size, ...]:
-        """The buckets; the one size of `frames`, `height`, `width` where none are given."""
-        if self.buckets is None:
+        """The buckets; the one size of `frames`, `height`, `width` where none are given or none are derived yet."""
+        if self.buckets is None or self.buckets == "auto":
             return (Size(self.frames, self.height, self.width),)
         return tuple(Size(*bucket) for bucket in self.buckets)

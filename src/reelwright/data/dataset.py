@@ -9,13 +9,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from reelwright.data.cache import Cache, CacheDamaged, is_finite, read_json, write_json
 from reelwright.data.sources import Dropped
 from reelwright.randomness import keyed_generator
 from reelwright.types import Batch, Posterior, Size, Text, UserError
 
-MEMORY_BYTES = 1 << 30  # a split smaller than this is kept in memory after its first reading
+
+class BadSample(UserError):
+    """A prepared sample that cannot be trained on: damaged in the cache, or not finite. Training may go on without it.
+
+    `index`, `clip` and `reason` name it; uncaught, the text says all three and the way out.
+    """
+
+    def __init__(self, index: int, clip: str, reason: str) -> None:
+        super().__init__(f"{clip} (sample {index}): {reason}")
+        self.index, self.clip, self.reason = index, clip, reason
 
 
 @dataclass(frozen=True)
@@ -30,12 +40,14 @@ class PreparedSample:
     split: str  # "train" or "validation"
     size: Size
     latent_size: Size
-    latent_key: str
+    latent_keys: tuple[str, ...]  # of the plain window, then of its augmented variants
     text_keys: tuple[str, ...]  # one per caption
 
     def __post_init__(self) -> None:
         if len(self.captions) != len(self.text_keys) or not self.captions:
             raise ValueError(f"{self.clip}: {len(self.captions)} captions but {len(self.text_keys)} text keys")
+        if not self.latent_keys:
+            raise ValueError(f"{self.clip}: no latent key; the plain window has one")
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,7 @@ def read_manifest(cache: Cache, fingerprint: str) -> Manifest:
             **{
                 **sample,
                 "captions": tuple(sample["captions"]),
+                "latent_keys": tuple(sample["latent_keys"]),
                 "text_keys": tuple(sample["text_keys"]),
                 "size": Size(**sample["size"]),
                 "latent_size": Size(**sample["latent_size"]),
@@ -89,7 +102,7 @@ def read_manifest(cache: Cache, fingerprint: str) -> Manifest:
 
 
 class CachedDataset:
-    """The samples of one split as batches.
+    """The samples of one split as batches, read from the cache each time: the page cache keeps what fits.
 
     Latent items hold "mean" `c f h w` and, of a stochastic codec, "logvar". Text items hold "tokens" `l` (token ids)
     or "embeddings" `l d`, without padding.
@@ -99,17 +112,15 @@ class CachedDataset:
         self.cache, self.pad_id = cache, pad_id
         self.samples = {sample.index: sample for sample in manifest.samples if sample.split == split}
         self._empty_key = manifest.empty_text_key
-        keys = {sample.latent_key for sample in self.samples.values()} | {manifest.empty_text_key}
-        keys |= {key for sample in self.samples.values() for key in sample.text_keys}
-        missing = sorted(key for key in keys if not cache.has(key))
+        keys = {key for sample in self.samples.values() for key in (*sample.latent_keys, *sample.text_keys)}
+        missing = sum(not cache.has(key) for key in keys | {self._empty_key})
         if missing:
             raise UserError(
-                f"{cache.root}: {len(missing)} of {len(keys)} prepared items are gone; "
+                f"{cache.root}: {missing} of {len(keys | {self._empty_key})} prepared items are gone; "
                 "run `reelwright prepare` again, it makes only these"
             )
-        self._keep = sum(cache.num_bytes(key) for key in keys) <= MEMORY_BYTES
-        self._kept: dict[str, dict[str, Tensor]] = {}
-        if len(self._text(self._empty_key)) < 1:
+        self._empty = _values(cache.get(self._empty_key))
+        if len(self._empty) < 1:
             raise ValueError("the empty caption needs at least one token, or attention has nothing to attend to")
 
     def __len__(self) -> int:
@@ -125,17 +136,17 @@ class CachedDataset:
     def load(self, items: Sequence[tuple[int, int]], seed: int, caption_dropout: float = 0.0) -> Batch:
         """A batch of (index, epoch) items of one bucket; float32 latents.
 
-        Which caption, and whether it is dropped, depends on (seed, epoch, index) alone. UserError names a clip whose
-        latents are not finite.
+        Which variant, which caption and whether it is dropped depend on (seed, epoch, index) alone. BadSample names
+        the first one whose latents or text are damaged or not finite.
         """
-        latents = [self._latents(self.samples[index]) for index, _ in items]
-        mean = torch.stack([item["mean"] for item in latents]).float()
-        logvar = torch.stack([item["logvar"] for item in latents]).float() if "logvar" in latents[0] else None
+        latents = self._latents(items, seed)
+        mean = latents["mean"].float()
+        logvar = latents["logvar"].float() if "logvar" in latents else None
         captions, texts = [], []
         for index, epoch in items:
             caption, key = self._caption(self.samples[index], epoch, seed, caption_dropout)
             captions.append(caption)
-            texts.append(self._text(key))
+            texts.append(self._text(index, key))
         return Batch(
             indices=tuple(index for index, _ in items),
             epochs=tuple(epoch for _, epoch in items),
@@ -150,44 +161,57 @@ class CachedDataset:
             generator = keyed_generator(seed, epoch, sample.index, "caption_drop")
             if torch.rand((), generator=generator).item() < dropout:
                 return "", self._empty_key
-        which = 0
-        if len(sample.captions) > 1:
-            generator = keyed_generator(seed, epoch, sample.index, "caption")
-            which = int(torch.randint(len(sample.captions), (), generator=generator))
+        which = _choice(len(sample.captions), seed, epoch, sample.index, "caption")
         return sample.captions[which], sample.text_keys[which]
 
-    def _latents(self, sample: PreparedSample) -> dict[str, Tensor]:
-        kept = self._kept.get(sample.latent_key)
-        if kept is not None:
-            return kept
-        item = self.cache.get(sample.latent_key)
-        for name, tensor in item.items():
+    def _latents(self, items: Sequence[tuple[int, int]], seed: int) -> dict[str, Tensor]:
+        """Mean and, of a stochastic codec, logvar of one variant of each sample: `b c f h w`, as they are stored."""
+        keys = []
+        for index, epoch in items:
+            variants = self.samples[index].latent_keys
+            keys.append(variants[_choice(len(variants), seed, epoch, index, "variant")])
+        try:
+            latents = self.cache.stack(keys)
+        except CacheDamaged as damage:
+            raise self._bad(items[keys.index(damage.key)][0], str(damage)) from None
+        for name, tensor in latents.items():
             if not is_finite(tensor):
-                raise UserError(
-                    f"{sample.clip}: its latents ({name}, item {sample.latent_key}) hold NaN or infinity; "
-                    "they cannot be trained on. Remove the clip or the cache and run `reelwright prepare` again"
+                row = next(row for row, values in enumerate(tensor) if not is_finite(values))
+                raise self._bad(
+                    items[row][0],
+                    f"its latents ({name}, item {keys[row]}) hold NaN or infinity; they cannot be trained on. "
+                    "Remove the clip or the cache and run `reelwright prepare` again",
                 )
-        return self._remember(sample.latent_key, item)
+        return latents
 
-    def _text(self, key: str) -> Tensor:
-        kept = self._kept.get(key)
-        item = kept if kept is not None else self._remember(key, self.cache.get(key))
-        return item["tokens"] if "tokens" in item else item["embeddings"]
+    def _text(self, index: int, key: str) -> Tensor:
+        if key == self._empty_key:
+            return self._empty
+        try:
+            return _values(self.cache.get(key))
+        except CacheDamaged as damage:
+            raise self._bad(index, str(damage)) from None
 
-    def _remember(self, key: str, item: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self._keep:
-            self._kept[key] = item
-        return item
+    def _bad(self, index: int, reason: str) -> BadSample:
+        return BadSample(index, self.samples[index].clip, reason)
+
+
+def _choice(count: int, *key: int | str) -> int:
+    """One of `count`; without a draw where there is no choice."""
+    if count == 1:
+        return 0
+    return int(torch.randint(count, (), generator=keyed_generator(*key)))
+
+
+def _values(item: Mapping[str, Tensor]) -> Tensor:
+    """Of a text: token ids `l` or embeddings `l d`."""
+    return item["tokens"] if "tokens" in item else item["embeddings"]
 
 
 def pad_texts(texts: Sequence[Tensor], pad_id: int) -> Text:
     """Token ids `l` -> int64 `b l`, or embeddings `l d` -> float32 `b l d`, padded to the longest."""
-    longest = max(len(text) for text in texts)
     tokens = texts[0].ndim == 1
-    shape = (len(texts), longest, *texts[0].shape[1:])
-    values = torch.full(shape, pad_id if tokens else 0, dtype=torch.int64 if tokens else torch.float32)
-    mask = torch.zeros(len(texts), longest, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        values[row, : len(text)] = text
-        mask[row, : len(text)] = True
-    return Text(values, mask)
+    values = pad_sequence(list(texts), batch_first=True, padding_value=pad_id if tokens else 0)
+    lengths = torch.tensor([len(text) for text in texts])
+    mask = torch.arange(values.shape[1]) < lengths[:, None]  # b l
+    return Text(values.to(torch.int64 if tokens else torch.float32), mask)

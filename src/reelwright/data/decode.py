@@ -9,11 +9,10 @@ sound key frame, where a recording was cut into, are such frames left out.
 from __future__ import annotations
 
 import base64
-import re
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import av
@@ -21,20 +20,15 @@ import av.error
 import numpy as np
 from numpy.typing import NDArray
 
+from reelwright.data.colours import colour_remark, has_transparency, to_rgb
+from reelwright.data.containers import BadVideo, opened, plain
+from reelwright.data.looks import UNSEEN, Looks, Observer
 from reelwright.data.resize import fit
-from reelwright.types import FileSlice, Size, VideoFile
+from reelwright.types import Size, VideoFile
 
-PROBE_VERSION = f"1/av-{av.__version__}"  # a change re-probes every file; raise the number when probing changes
-CONTAINERS = "mov,matroska,avi,gif,mpegts,mpeg,flv,asf,ivf"  # FFmpeg's names of the demuxers we let read a file
-# Images are clips of one frame. Their demuxer is named: FFmpeg would take `a%03d.png` for a sequence of other files.
-IMAGES = ((b"\x89PNG", "png_pipe"), (b"\xff\xd8\xff", "jpeg_pipe"), (b"RIFF....WEBP", "webp_pipe"), (b"BM", "bmp_pipe"))
-REORDERED_FRAMES = (
-    16  # no codec shows a frame further from its place in the file (H.264, A.3.1: max_dec_frame_buffering)
-)
-
-
-class BadVideo(Exception):
-    """A video file that cannot be used; the text is the reason in plain words."""
+PROBE_VERSION = f"2/av-{av.__version__}"  # a change re-probes every file; raise the number when probing changes
+REORDERED_FRAMES = 16  # no codec shows a frame further from its place in the file (H.264, A.3.1: MaxDpbFrames)
+_LONGEST_REMARK = 300
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +43,8 @@ class VideoInfo:
     codec: str
     skipped_frames: int  # damaged ones before the first sound key frame
     declared_seconds: float  # how long the file says it lasts; 0 where it does not say
+    looks: Looks = UNSEEN
+    remarks: tuple[str, ...] = ()  # what is done to its pictures that their owner may not expect
 
     @property
     def num_frames(self) -> int:
@@ -58,10 +54,11 @@ class VideoInfo:
     def first_seconds(self) -> float:
         return float(self.timestamps[0])
 
-    @property
+    @cached_property
     def frame_seconds(self) -> float:
         """The usual time between two frames (median); 0 for a single frame."""
-        return float(np.median(np.diff(self.timestamps))) if len(self.timestamps) > 1 else 0.0
+        steps = np.sort(np.diff(self.timestamps))  # `np.median` takes five times as long for so few
+        return float(steps[(len(steps) - 1) // 2] + steps[len(steps) // 2]) / 2 if len(steps) else 0.0
 
     @property
     def duration_seconds(self) -> float:
@@ -83,47 +80,113 @@ class VideoInfo:
     def to_plain(self) -> dict[str, Any]:
         """For JSON; `from_plain` gives back exactly the same numbers."""
         packed = base64.b64encode(zlib.compress(self.timestamps.astype("<f8").tobytes())).decode()
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "timestamps"}
-        return {**fields, "timestamps": packed}
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**fields, "timestamps": packed, "looks": self.looks.to_plain(), "remarks": list(self.remarks)}
 
     @staticmethod
     def from_plain(plain: dict[str, Any]) -> VideoInfo:
+        """ValueError, TypeError or KeyError where the parts cannot be those of an info."""
         timestamps = np.frombuffer(zlib.decompress(base64.b64decode(plain["timestamps"])), dtype="<f8")
-        return VideoInfo(**{**plain, "timestamps": timestamps.astype(np.float64)})
+        looks, remarks = Looks.from_plain(plain["looks"]), tuple(plain["remarks"])
+        if not all(isinstance(remark, str) and len(remark) <= _LONGEST_REMARK for remark in remarks):
+            raise ValueError(f"remarks = {remarks!r}: each must be a short text")
+        return VideoInfo(**{**plain, "timestamps": timestamps.astype(np.float64), "looks": looks, "remarks": remarks})
 
 
 def probe(path: VideoFile) -> VideoInfo:
     """Decode every frame and report what is there. BadVideo says why a file cannot be used."""
     seconds: list[float | None] = []
     skipped = 0
-    first: av.VideoFrame | None = None
+    pictures = _Pictures()
     with opened(path) as (container, stream):
-        # The loop filter changes pixels, not which frames decode; without it probing is a fifth faster.
-        stream.codec_context.options = {"skip_loop_filter": "all"}
-        for frame in _frames(container, stream):
+        # Without H.264's and HEVC's loop filter probing is a fifth faster. The same frames decode; their edges are
+        # harder, which the small pictures of `looks` average out.
+        stream.codec_context.options = {**stream.codec_context.options, "skip_loop_filter": "all"}
+        for frame in decoded_frames(container, stream):
             if frame is None:
                 skipped += 1
                 continue
-            first = first or frame
             seconds.append(frame.time)
-        if first is None:
+            pictures.see(frame, stream)
+        if not seconds:
             damaged = f"none of its {skipped} frames is sound or follows a sound key frame"
             raise BadVideo(damaged if skipped else "no frame can be decoded")
-        rotation, mirrored = orientation(first)
-        height, width = first.height, first.width * _pixel_aspect(stream)
-        if rotation in (90, 270):
-            height, width = width, height
         nominal = float(stream.average_rate or stream.guessed_rate or 0)
         return VideoInfo(
             timestamps=settle_timestamps(seconds, step=1 / nominal if nominal > 0 else 0.04),
-            width=max(1, round(width)),
-            height=max(1, round(height)),
-            rotation=rotation,
-            mirrored=mirrored,
             codec=stream.codec_context.name,
             skipped_frames=skipped,
             declared_seconds=_declared_seconds(container, stream),
+            looks=pictures.observer.looks(),
+            remarks=pictures.remarks(),
+            **pictures.geometry,
         )
+
+
+class _Pictures:
+    """What probing sees of the pictures themselves."""
+
+    def __init__(self) -> None:
+        self.observer = Observer()
+        self.geometry: dict[str, Any] = {}  # of the first frame: the fields of VideoInfo
+        self._coded_aspect: Any = None
+        self._kinds: set[tuple[Any, ...]] = set()
+        self._sizes: dict[str, None] = {}  # in order
+        self._remarks: dict[str, None] = {}
+        self._count = self._interlaced = 0
+
+    def see(self, frame: av.VideoFrame, stream: av.VideoStream) -> None:
+        """BadVideo where the frame cannot be brought to RGB, or its pixels have another shape than those before it."""
+        aspect = stream.codec_context.sample_aspect_ratio or 1
+        if self._count == 0:
+            self.geometry = _geometry(frame, stream)
+            self._coded_aspect = aspect
+        # A decoder knows a new pixel aspect some frames before the first one that has it, and PyAV not which that is.
+        if aspect != self._coded_aspect:
+            change = f"from {self._coded_aspect} to {aspect} about frame {self._count}"
+            raise BadVideo(f"its pixel aspect changes {change}: these are two recordings; cut it in two there")
+        colours = frame.colorspace, frame.color_range, frame.color_trc, frame.color_primaries
+        kind = frame.format.name, frame.width, frame.height, *colours
+        if kind not in self._kinds:
+            self._kinds.add(kind)
+            self._look_closely(frame)
+        self._count += 1
+        self._interlaced += frame.interlaced_frame
+        self.observer.see(frame, self._upright)
+
+    def _upright(self, small: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return upright(small, self.geometry["rotation"], self.geometry["mirrored"])
+
+    def _look_closely(self, frame: av.VideoFrame) -> None:
+        to_rgb(frame)  # what cannot be converted is said now, not in the middle of preparing
+        self._sizes[f"{frame.width}x{frame.height}"] = None
+        remark = colour_remark(frame)
+        if remark is not None:
+            self._remarks[remark] = None
+        if has_transparency(frame):
+            self._remarks["has transparent pixels: they are laid over white"] = None
+
+    def remarks(self) -> tuple[str, ...]:
+        found = list(self._remarks)
+        if len(self._sizes) > 1:
+            sizes = ", ".join(list(self._sizes)[:4])
+            found.append(f"its picture size changes ({sizes}): each frame is cropped by itself")
+        if self._interlaced:
+            found.append(f"{self._interlaced} of its {self._count} frames are interlaced: both fields stay woven")
+        return tuple(found)
+
+
+def _geometry(frame: av.VideoFrame, stream: av.VideoStream) -> dict[str, Any]:
+    rotation, mirrored = orientation(frame)
+    height, width = frame.height, frame.width * _pixel_aspect(stream)
+    if rotation in (90, 270):
+        height, width = width, height
+    return {
+        "width": max(1, round(width)),
+        "height": max(1, round(height)),
+        "rotation": rotation,
+        "mirrored": mirrored,
+    }
 
 
 def settle_timestamps(seconds: list[float | None], step: float) -> NDArray[np.float64]:
@@ -178,18 +241,54 @@ def read_window(
             f"too short: {size.frames} frames at {fps:g} fps from {start_seconds:g} s reach to {needed:.3f} s, "
             f"the last frame is at {there:.3f} s"
         )
-    wanted = nearest_frames(info.timestamps, targets)
+    return _read_frames(path, size, nearest_frames(info.timestamps, targets), info)
+
+
+def read_spread(
+    path: VideoFile,
+    size: Size,
+    info: VideoInfo | None = None,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
+) -> NDArray[np.uint8]:
+    """`size.frames` pictures evenly spaced over the whole clip, uint8 `f h w c`; motion looks faster the longer it is.
+
+    Of the frames shown from `start_seconds` to before `end_seconds` (after the first frame; None: to the end), the
+    first at time a and the last at b: for k = 0 .. n - 1 the frame nearest to a + k (b - a) / (n - 1), both ends
+    among them; a single one is taken from the middle. Pictures are brought to size as in `read_window`.
+    BadVideo where there are fewer than `size.frames` frames, or they do not decode.
+    """
+    info = info or probe(path)
+    since = info.timestamps - info.first_seconds
+    inside = since >= start_seconds - 1e-6
+    if end_seconds is not None:
+        inside &= since < end_seconds - 1e-6
+    part = np.flatnonzero(inside)
+    if len(part) < size.frames:
+        until = "its end" if end_seconds is None else f"{end_seconds:g} s"
+        raise BadVideo(f"too short: {size.frames} frames are wanted, {start_seconds:g} s to {until} holds {len(part)}")
+    first, last = info.timestamps[part[0]], info.timestamps[part[-1]]
+    targets = np.linspace(first, last, size.frames) if size.frames > 1 else np.array([(first + last) / 2])
+    return _read_frames(path, size, nearest_frames(info.timestamps, targets), info)
+
+
+def _read_frames(path: VideoFile, size: Size, wanted: NDArray[np.intp], info: VideoInfo) -> NDArray[np.uint8]:
+    """The frames of these indices, in this order, brought to size."""
     pictures: dict[int, NDArray[np.uint8]] = {}
     remaining = sorted(set(wanted.tolist()), reverse=True)
     index = -1
     with opened(path) as (container, stream):
-        aspect = _pixel_aspect(stream)
-        for frame in _frames(container, stream):
+        for frame in decoded_frames(container, stream):
             if frame is None:
                 continue
             index += 1
             if index == remaining[-1]:
-                pictures[index] = fit(shown(frame), size.height, size.width, _shown_aspect(frame, aspect))
+                aspect = _pixel_aspect(stream)
+                if info.rotation in (90, 270):  # a quarter turn lays the stored pixel on its side
+                    aspect = 1 / aspect
+                # Turned as the first frame was: to ask every frame for it makes PyAV keep them all in memory.
+                picture = upright(to_rgb(frame), info.rotation, info.mirrored)
+                pictures[index] = fit(picture, size.height, size.width, aspect)
                 remaining.pop()
                 if not remaining:
                     return np.stack([pictures[i] for i in wanted])
@@ -199,11 +298,13 @@ def read_window(
 def shown(frame: av.VideoFrame) -> NDArray[np.uint8]:
     """The picture as it is meant to be seen, uint8 `h w c` RGB of full range, pixels still as wide as stored.
 
-    Colours follow the frame's own tags (matrix and range); without tags swscale takes BT.601, limited range.
-    Alpha is ignored.
+    `colours` says how it comes to its colours. BadVideo where they are coded in an unknown way.
     """
-    picture = np.asarray(frame.reformat(format="rgb24", threads=1).to_ndarray(), dtype=np.uint8)
-    rotation, mirrored = orientation(frame)
+    return upright(to_rgb(frame), *orientation(frame))
+
+
+def upright(picture: NDArray[np.uint8], rotation: int, mirrored: bool) -> NDArray[np.uint8]:
+    """A stored picture `h w ...`, turned by so many degrees clockwise, then mirrored left to right."""
     picture = np.rot90(picture, k=-rotation // 90)
     return picture[:, ::-1] if mirrored else picture
 
@@ -229,11 +330,6 @@ def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
     return turns.get((-a, b, -c, d), 0), (-a, b, -c, d) in turns
 
 
-def _shown_aspect(frame: av.VideoFrame, pixel_aspect: float) -> float:
-    """Width of a shown pixel over its height: a quarter turn lays the stored pixel on its side."""
-    return 1 / pixel_aspect if orientation(frame)[0] in (90, 270) else pixel_aspect
-
-
 def _pixel_aspect(stream: av.VideoStream) -> float:
     """Width of a stored pixel over its height; 1 where the file does not say or says nonsense."""
     ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
@@ -246,48 +342,7 @@ def _declared_seconds(container: Any, stream: av.VideoStream) -> float:
     return container.duration / av.time_base if container.duration else 0.0
 
 
-@contextmanager
-def opened(path: VideoFile) -> Iterator[tuple[Any, av.VideoStream]]:
-    """The container and its first real video stream; BadVideo where there is none."""
-    try:
-        if not path.is_file():
-            raise BadVideo("not a regular file" if path.exists() else "the file is not there")
-        if path.stat().st_size == 0:
-            raise BadVideo("the file is empty (0 bytes)")
-    except OSError as error:
-        raise BadVideo(f"cannot be read: {error.strerror or error}") from None
-    image = _image_demuxer(path)
-    options = {"protocol_whitelist": "file,subfile", "format_whitelist": image or CONTAINERS}
-    try:
-        url = path.url if isinstance(path, FileSlice) else f"file:{path}"
-        container = av.open(url, format=image, options=options, metadata_errors="ignore")
-    except (av.error.FFmpegError, ValueError, OSError) as error:
-        known = CONTAINERS.replace(",", ", ")
-        reason = f"not a video in a container known here ({known}): {_plain(error)}"
-        raise BadVideo(_why_unreadable(path, reason)) from None
-    with container:
-        # A cover picture is a video stream of one attached frame: not what the file is about.
-        streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
-        if not streams:
-            kinds = sorted({s.type for s in container.streams})
-            if kinds:
-                raise BadVideo(f"holds no video stream, only {', '.join(kinds)}")
-            raise BadVideo(_why_unreadable(path, "holds no stream at all: it was cut short or is damaged"))
-        stream = streams[0]
-        if stream.codec_context is None:
-            raise BadVideo(_why_unreadable(path, "its codec is unknown to this FFmpeg"))
-        stream.thread_count = 1  # frame threads lose different frames around an error from run to run
-        yield container, stream
-
-
-def _image_demuxer(path: VideoFile) -> str | None:
-    """The demuxer of an image by its first bytes; None where they are those of no image known here."""
-    with path.open("rb") as file:
-        head = file.read(12)
-    return next((name for mark, name in IMAGES if re.match(mark, head, re.DOTALL)), None)
-
-
-def _frames(container: Any, stream: av.VideoStream) -> Iterator[av.VideoFrame | None]:
+def decoded_frames(container: Any, stream: av.VideoStream) -> Iterator[av.VideoFrame | None]:
     """Frames in the order they are shown; None for a damaged one before the first sound key frame.
 
     BadVideo where the decoder gives up or has to guess: what follows a guessed frame is predicted from it, although
@@ -302,44 +357,4 @@ def _frames(container: Any, stream: av.VideoStream) -> Iterator[av.VideoFrame | 
             yield frame if started else None
             count += 1
     except (av.error.FFmpegError, ValueError, OSError) as error:
-        raise BadVideo(f"decoding failed after {count} frames: {_plain(error)}") from None
-
-
-def _plain(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return text[:1].lower() + text[1:]
-
-
-def _why_unreadable(path: VideoFile, otherwise: str) -> str:
-    """What the first bytes tell of a file that gave no video; `otherwise` where they tell nothing."""
-    with path.open("rb") as file:
-        head = file.read(512)
-    if head[4:8] in (b"ftyp", b"mdat", b"moov", b"free", b"skip", b"wide"):
-        boxes = _top_level_boxes(path)
-        if "moov" not in boxes:
-            return f"an mp4/mov without its index (boxes: {', '.join(boxes[:6])}; no moov): cut short or never finished"
-        return f"a damaged mp4/mov (boxes: {', '.join(boxes[:6])})"
-    if head.lstrip()[:7] == b"#EXTM3U":
-        return "a playlist, not a video"
-    if all(byte in b"\t\n\r\f" or byte >= 32 for byte in head):
-        return "not a video: it looks like a text file"
-    return otherwise
-
-
-def _top_level_boxes(path: VideoFile) -> list[str]:
-    """Names of the outermost boxes of an ISO media file, as far as their sizes lead (ISO/IEC 14496-12, 4.2)."""
-    names: list[str] = []
-    end = path.stat().st_size
-    with path.open("rb") as file:
-        at = 0
-        while at + 8 <= end and len(names) < 64:
-            file.seek(at)
-            header = file.read(16)
-            length = int.from_bytes(header[:4], "big")
-            if length == 1:
-                length = int.from_bytes(header[8:16], "big")
-            names.append(ascii(header[4:8].decode("latin-1")).strip("'"))
-            if length < 8:  # 0 says "to the end of the file"
-                break
-            at += length
-    return names
+        raise BadVideo(f"decoding failed after {count} frames: {plain(error)}") from None

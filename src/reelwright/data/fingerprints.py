@@ -8,12 +8,14 @@ import json
 import os
 import time
 import zlib
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from reelwright.data.decode import PROBE_VERSION
 from reelwright.data.resize import RESIZE_RULE
-from reelwright.types import Size, VideoFile
+from reelwright.types import Size, UserError, VideoFile
 
 SCHEMA = 1  # of everything in a cache; a change makes every key new
 _FRESH_NS = 100_000_000  # a file changed this shortly before it was read may change again under the same time stamp
@@ -21,11 +23,27 @@ _FRESH_COARSE_NS = 2_100_000_000  # the same where the file system keeps whole s
 
 
 def latent_key(
-    source_sha256: str, start_seconds: float, size: Size, fps: float, codec_fingerprint: str, dtype: str
+    source_sha256: str,
+    start_seconds: float,
+    size: Size,
+    fps: float,
+    codec_fingerprint: str,
+    dtype: str,
+    end_seconds: float | None = None,
+    change: str = "",
 ) -> str:
-    """Key of a window's latents: changes with the video's bytes, the window, how it is decoded, and the codec."""
+    """Key of a window's latents: changes with the video's bytes, the window, how it is decoded, and the codec.
+
+    `end_seconds` is that of a window spread between two times. `change` is what an augmented variant does to the plain
+    window (`VariantPlan.key`); the plain one's key knows nothing of augmentation.
+    """
     parts = [source_sha256, repr(float(start_seconds)), str(size), repr(float(fps)), codec_fingerprint, dtype]
-    return _key("latent", *parts, RESIZE_RULE, PROBE_VERSION)
+    parts += [RESIZE_RULE, PROBE_VERSION]
+    if end_seconds is not None:
+        parts.append(f"spread to {float(end_seconds)!r}")
+    if change:
+        parts.append(f"variant {change}")
+    return _key("latent", *parts)
 
 
 def text_key(caption: str, text_fingerprint: str) -> str:
@@ -47,14 +65,19 @@ class Journal:
 
     Each line is one `write` to a file opened for appending and carries a checksum, so several processes may write and
     a kill at any instant costs at most the line in hand; broken lines are passed over. It holds what can be found out
-    again, never the only copy of anything.
+    again, never the only copy of anything: where the folder may only be read, nothing is kept.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._values: dict[str, Any] = {}
-        self._descriptor: int | None = None
-        data = path.read_bytes() if path.exists() else b""
+        self._file: FileIO | None = None
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            data = b""
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error}); it may be deleted") from None
         for line in data.split(b"\n"):
             checksum, _, text = line.partition(b" ")
             if text and checksum == _checksum(text):
@@ -69,17 +92,13 @@ class Journal:
         if self._values.get(key) == value:
             return
         self._values[key] = value
-        if self._descriptor is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         text = json.dumps([key, value], separators=(",", ":")).encode()
-        # The leading line break ends a line that a killed process left half written.
-        os.write(self._descriptor, b"\n" + _checksum(text) + b" " + text + b"\n")
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        with suppress(OSError):  # what cannot be kept is found out again
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("ab", buffering=0)
+            # The leading line break ends a line that a killed process left half written.
+            self._file.write(b"\n" + _checksum(text) + b" " + text + b"\n")
 
 
 def _checksum(text: bytes) -> bytes:
@@ -97,15 +116,15 @@ class FileHashes:
 
         ctime cannot be set by hand, so changed bytes are seen even when the old mtime was put back.
         """
-        name = str(path.resolve())
+        name = os.path.abspath(str(path))  # noqa: PTH100 - links are not walked: what tells files apart is below
         before = _identity(path)
         known = self._journal.get(name)
         if known is not None and known[0] == before and not verify:
             return known[1]
+        started = time.time_ns()
         sha256 = content_sha256(path)
-        after = _identity(path)
-        if after == before and not _fresh(after):
-            self._journal.put(name, [after, sha256])
+        if _identity(path) == before and not _fresh(before, started):
+            self._journal.put(name, [before, sha256])
         return sha256
 
 
@@ -114,8 +133,8 @@ def _identity(path: VideoFile) -> list[int]:
     return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def _fresh(identity: list[int]) -> bool:
-    """Whether the file was changed so shortly ago that another change could leave the same time stamps."""
+def _fresh(identity: list[int], started: int) -> bool:
+    """Whether the file was changed so shortly before it was read that a change since could leave the same stamps."""
     mtime, ctime = identity[3:]
     coarse = ctime % 1_000_000_000 == 0
-    return time.time_ns() - ctime < (_FRESH_COARSE_NS if coarse else _FRESH_NS)
+    return started - ctime < (_FRESH_COARSE_NS if coarse else _FRESH_NS)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from reelwright.data.buckets import assign, window_starts
+from reelwright.data.auto_buckets import Fits, auto_buckets
+from reelwright.data.buckets import assign, frames_in, scene_spans, window_places
 from reelwright.data.cache import Cache
 from reelwright.data.config import DataConfig
-from reelwright.data.decode import PROBE_VERSION, BadVideo, VideoInfo, probe
-from reelwright.data.fingerprints import content_sha256
+from reelwright.data.decode import VideoInfo
+from reelwright.data.probing import Progress, Seen, look_at
+from reelwright.data.sandbox import Decoders
 from reelwright.data.sources import Dropped, Listing, read_listing
-from reelwright.randomness import derive_seed
-from reelwright.types import Clip, Size, UserError
+from reelwright.data.split import held_out_sources, true_sources
+from reelwright.types import Clip, Size, UsageError, UserError
 
-MIN_SOURCES_FOR_VALIDATION = 8  # from here on a validation fraction above 0 holds out at least one source
 
-Progress = Callable[[int, int, str], None]  # clips done, clips in all, id of the one just done
-CheckCaption = Callable[[str], str | None]  # a caption -> what is wrong with it for the text encoder, or None
+@dataclass(frozen=True)
+class TokenLimit:
+    """How many tokens captions have for a text encoder, and how many it reads."""
+
+    count: Callable[[list[str]], list[int]]
+    most: int
+    reader: str  # who counts so and reads so many
+    at_least: bool = False  # whether `count` only says how many there are at least
 
 
 @dataclass(frozen=True)
@@ -32,18 +40,25 @@ class Sample:
     size: Size
     split: str  # "train" or "validation"
     sha256: str  # of the file
+    end_seconds: float | None = None  # spread: its frames lie evenly up to here; None: they follow `data.fps`
+    span: tuple[float, float] = (0.0, math.inf)  # seconds it may not leave: of its clip, or of its scene
 
 
 @dataclass(frozen=True)
 class Inspection:
     """The plan of a collection: `samples` are what `prepare` encodes."""
 
+    config: DataConfig  # with `buckets: auto` settled
     format: str
     samples: tuple[Sample, ...]
     dropped: tuple[Dropped, ...]
     notes: tuple[Dropped, ...]  # used, but worth knowing: a smaller bucket, repeated frames, a doubled file ...
-    infos: dict[str, VideoInfo]  # by sha256 of the file
+    infos: dict[str, VideoInfo]  # by sha256 of the file, of every clip that decodes
     num_clips: int  # used and dropped together
+    captions: dict[str, int] = field(default_factory=dict)  # how many there are, are missing, empty, doubled, too long
+    cuts: dict[str, tuple[float, ...]] = field(default_factory=dict)  # by sha256, where cuts were looked for
+    decoded: tuple[tuple[Clip, str], ...] = ()  # (clip, sha256) of those dropped although they decode
+    micro_batches: Mapping[Size, int] = field(default_factory=dict)  # of a recipe: samples at once, by bucket
 
     def info(self, sample: Sample) -> VideoInfo:
         """What decoding the sample's file showed; `decode.read_window` takes it."""
@@ -59,6 +74,9 @@ class Inspection:
         for sample in self.samples:
             row = table.setdefault(sample.size, {"train": 0, "validation": 0})
             row[sample.split] += 1
+        for size, row in table.items():
+            if size in self.micro_batches:
+                row["micro_batch"] = self.micro_batches[size]
         return dict(sorted(table.items()))
 
     def counts(self) -> dict[str, int]:
@@ -95,14 +113,21 @@ class Inspection:
 
     def table(self) -> list[str]:
         """The report as lines of text."""
-        counts = self.counts()
+        counts, captions = self.counts(), self.captions
         lines = [
             f"{counts['clips']} clips ({self.format}): {counts['used']} used, {counts['dropped']} dropped; "
             f"{counts['samples']} samples, {counts['train']} to train on, {counts['validation']} held out; "
             f"{counts['captions']} captions, {counts['sources']} source videos",
-            f"{'frames x height x width':<24} {'train':>7} {'validation':>11}",
         ]
-        lines += [f"{size!s:<24} {row['train']:>7} {row['validation']:>11}" for size, row in self.buckets().items()]
+        if captions:
+            said = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in captions.items())
+            lines.append(f"captions: {said}")
+        rows = self.buckets()
+        columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+        lines.append(f"{'frames x height x width':<24} " + " ".join(f"{name:>11}" for name in columns))
+        lines += [
+            f"{size!s:<24} " + " ".join(f"{row.get(name, ''):>11}" for name in columns) for size, row in rows.items()
+        ]
         if self.dropped:
             lines += ["dropped:", *(f"  {item.id}: {item.reason}" for item in self.dropped)]
         if self.notes:
@@ -114,6 +139,7 @@ class Inspection:
         return {
             "format": self.format,
             "counts": self.counts(),
+            "captions": self.captions,
             "dropped_fraction": self.dropped_fraction,
             "buckets": [{"size": list(size.tuple), **row} for size, row in self.buckets().items()],
             "samples": [self._plain(sample) for sample in self.samples],
@@ -122,7 +148,6 @@ class Inspection:
         }
 
     def _plain(self, sample: Sample) -> dict[str, Any]:
-        info = self.info(sample)
         return {
             "index": sample.index,
             "clip": sample.clip.id,
@@ -132,134 +157,128 @@ class Inspection:
             "split": sample.split,
             "window": sample.window,
             "start_seconds": sample.start_seconds,
+            "end_seconds": sample.end_seconds,
             "size": list(sample.size.tuple),
             "sha256": sample.sha256,
-            "video": {
-                "frames": info.num_frames,
-                "fps": info.fps,
-                "duration_seconds": info.duration_seconds,
-                "first_seconds": info.first_seconds,
-                "width": info.width,
-                "height": info.height,
-                "rotation": info.rotation,
-                "codec": info.codec,
-            },
+            "video": video_facts(self.infos[sample.sha256]),
+            **({"cuts": list(self.cuts[sample.sha256])} if sample.sha256 in self.cuts else {}),
         }
+
+
+def video_facts(info: VideoInfo) -> dict[str, Any]:
+    """What decoding a file showed, as plain values."""
+    return {
+        "frames": info.num_frames,
+        "fps": info.fps,
+        "duration_seconds": info.duration_seconds,
+        "first_seconds": info.first_seconds,
+        "width": info.width,
+        "height": info.height,
+        "rotation": info.rotation,
+        "codec": info.codec,
+    }
 
 
 def inspect(
     config: DataConfig,
     cache: Cache | None = None,
-    check_caption: CheckCaption | None = None,
     progress: Progress | None = None,
     verify: bool = False,
+    decoders: Decoders | None = None,
+    fits: Fits | None = None,
+    tokens: TokenLimit | None = None,
 ) -> Inspection:
     """List, decode and sort a whole collection; nothing is dropped without a reason.
 
     With a `cache`, files that did not change are neither read nor decoded again (`verify` reads them all the same).
+    `decoders` do the decoding (None: some are started for it). `fits` says which sizes `buckets: auto` may choose;
+    `tokens` how long captions are for the text encoder.
     """
     listing = read_listing(config)
     dropped, notes = list(listing.dropped), list(listing.notes)
-    infos: dict[str, VideoInfo] = {}
-    used: list[tuple[Clip, str, Size]] = []
-    for done, clip in enumerate(listing.clips, start=1):
-        try:
-            clip, remarks = _captions_that_fit(clip, check_caption)
-            sha256 = _sha256(clip, cache, verify)
-            if sha256 not in infos:
-                infos[sha256] = _probe(clip, sha256, cache)
-            size = assign(infos[sha256], config, clip)
-            if isinstance(size, str):
-                raise BadVideo(size)
-            used.append((clip, sha256, size))
-            remarks += _remarks(infos[sha256], size, config)
-            notes += [Dropped(clip.id, remark) for remark in remarks]
-        except BadVideo as bad:
-            dropped.append(Dropped(clip.id, str(bad)))
-        if progress is not None:
-            progress(done, len(listing.clips), clip.id)
+    good: list[Seen] = []
+    unused: list[Seen] = []
+    for seen in look_at(listing.clips, config, cache, decoders, progress, verify):
+        if isinstance(seen, Dropped):
+            dropped.append(seen)
+        elif config.flagged == "drop" and (flag := _flag(seen.info)):
+            dropped.append(Dropped(seen.clip.id, f"{flag} (data.flagged = drop)"))
+            unused.append(seen)
+        else:
+            good.append(seen)
+    if config.buckets == "auto":
+        config = _settled(config, good, fits)
 
-    merged, doubles = _merge_sources(used)
-    held_out = held_out_sources({clip.source for clip, _, _ in merged}, config.validation)
-    samples: list[Sample] = []
-    for clip, sha256, size in merged:
-        split = "validation" if clip.source in held_out else "train"
-        for window, start in enumerate(window_starts(infos[sha256], size, config, clip)):
-            samples.append(Sample(len(samples), clip, window, start, size, split, sha256))
+    used: list[tuple[Seen, Size]] = []
+    for seen in good:
+        size = assign(seen.info, config, seen.clip, seen.cuts or ())
+        if isinstance(size, str):
+            dropped.append(Dropped(seen.clip.id, size))
+            unused.append(seen)
+        else:
+            used.append((seen, size))
+            notes += [Dropped(seen.clip.id, remark) for remark in _remarks(seen.info, size, config)]
+    clips = [seen for seen, _ in used]
+    sources, doubles = true_sources(clips, config.near_duplicates)
+    coverage, too_long = _caption_coverage(listing, clips, tokens)
     return Inspection(
+        config=config,
         format=listing.format,
-        samples=tuple(samples),
+        samples=_samples(used, sources, config),
         dropped=tuple(sorted(dropped, key=lambda item: item.id)),
-        notes=tuple(sorted([*notes, *doubles], key=lambda item: item.id)),
-        infos={sha256: infos[sha256] for _, sha256, _ in merged},
-        num_clips=_count(listing),
+        notes=tuple(sorted([*notes, *doubles, *too_long], key=lambda item: item.id)),
+        infos={seen.sha256: seen.info for seen in [*clips, *unused]},
+        num_clips=len(listing.clips) + len(listing.dropped),
+        captions=coverage,
+        cuts={seen.sha256: seen.cuts for seen in [*clips, *unused] if seen.cuts is not None},
+        decoded=tuple((seen.clip, seen.sha256) for seen in unused),
     )
 
 
-def held_out_sources(sources: Iterable[str], fraction: float) -> set[str]:
-    """The sources of the validation split: those whose name hashes below `fraction` of the hashes' range.
+def _settled(config: DataConfig, seen: Sequence[Seen], fits: Fits | None) -> DataConfig:
+    """The settings with buckets derived from what is there."""
 
-    So a source stays on its side whatever other sources come or go, and no clip once trained on is ever held out
-    later. Two edges bend that rule: from 8 sources on the smallest hash is held out where none would be, and the
-    largest is trained on where all would be held out.
-    """
-    ranked = sorted((derive_seed("validation split", source), source) for source in set(sources))
-    held_out = [source for number, source in ranked if number < fraction * 2**63]
-    if fraction > 0 and not held_out and len(ranked) >= MIN_SOURCES_FOR_VALIDATION:
-        held_out = [ranked[0][1]]
-    return set(held_out[: max(0, len(ranked) - 1)])
+    def room(clip: Seen) -> int:
+        spans = scene_spans(clip.info, clip.clip, clip.cuts or ())
+        return max((frames_in(clip.info, span, config) for span in spans), default=0)
 
-
-def _count(listing: Listing) -> int:
-    return len(listing.clips) + len(listing.dropped)
-
-
-def _captions_that_fit(clip: Clip, check: CheckCaption | None) -> tuple[Clip, list[str]]:
-    """The clip with the captions the text encoder takes, and a remark on those it does not. BadVideo: none is left."""
-    if check is None:
-        return clip, []
-    faults = {caption: check(caption) for caption in clip.captions}
-    good = tuple(caption for caption in clip.captions if faults[caption] is None)
-    said = "; ".join(dict.fromkeys(fault for fault in faults.values() if fault is not None))
-    if not good:
-        raise BadVideo(f"no caption fits the text encoder: {said}")
-    left_out = len(clip.captions) - len(good)
-    return replace(clip, captions=good), [f"{left_out} of its captions left out: {said}"] if left_out else []
-
-
-def _sha256(clip: Clip, cache: Cache | None, verify: bool) -> str:
     try:
-        if not clip.video.is_file():
-            raise BadVideo("not a regular file")
-        return content_sha256(clip.video) if cache is None else cache.files.sha256(clip.video, verify)
-    except OSError as error:
-        raise BadVideo(f"cannot be read: {error.strerror or error}") from None
+        found = auto_buckets(((room(clip), clip.info.height, clip.info.width) for clip in seen), config, fits)
+    except ValueError as error:
+        raise UsageError(f"data.{error}") from None
+    return config.model_copy(update={"buckets": found})
 
 
-def _probe(clip: Clip, sha256: str, cache: Cache | None) -> VideoInfo:
-    """`decode.probe`, remembered by content: also what was wrong with a bad file."""
-    if cache is None:
-        return probe(clip.video)
-    key = f"{PROBE_VERSION}/{sha256}"
-    known: dict[str, Any] | None = cache.probes.get(key)
-    if known is None:
-        try:
-            known = probe(clip.video).to_plain()
-        except BadVideo as bad:
-            known = {"bad": str(bad)}
-        cache.probes.put(key, known)
-    if "bad" in known:
-        raise BadVideo(known["bad"])
-    return VideoInfo.from_plain(known)
+def _samples(used: Sequence[tuple[Seen, Size]], sources: Sequence[str], config: DataConfig) -> tuple[Sample, ...]:
+    held_out = held_out_sources(sources, config.validation)
+    samples: list[Sample] = []
+    for (seen, size), source in zip(used, sources, strict=True):
+        clip = replace(seen.clip, source=source) if source != seen.clip.source else seen.clip
+        split = "validation" if source in held_out else "train"
+        for window, place in enumerate(window_places(seen.info, size, config, clip, seen.cuts or ())):
+            start, end, span = place
+            samples.append(Sample(len(samples), clip, window, start, size, split, seen.sha256, end, span))
+    return tuple(samples)
+
+
+def _flag(info: VideoInfo) -> str | None:
+    """Why a clip shows nothing that could be learned; None for any other."""
+    if info.looks.is_black:
+        return "black from first to last frame"
+    if info.num_frames > 1 and info.looks.is_frozen:
+        return "the same picture from first to last frame"
+    return None
 
 
 def _remarks(info: VideoInfo, size: Size, config: DataConfig) -> list[str]:
     """What happens to a clip that its owner may not expect."""
-    remarks = []
+    remarks = list(info.remarks)
+    if flag := _flag(info):
+        remarks.append(flag)
     longest = max(candidate.frames for candidate in config.sizes)
     if size.frames < longest:
         remarks.append(f"too short for the {longest}-frame bucket, used with {size.frames} frames")
-    if info.fps and info.fps < config.fps * (1 - 1e-3):
+    if config.window != "spread" and info.fps and info.fps < config.fps * (1 - 1e-3):
         remarks.append(f"has {info.fps:.3g} fps, below data.fps = {config.fps:g}: frames are repeated")
     if size.height > info.height or size.width > info.width:
         remarks.append(f"{info.width}x{info.height} is enlarged to fill {size.width}x{size.height}")
@@ -270,21 +289,27 @@ def _remarks(info: VideoInfo, size: Size, config: DataConfig) -> list[str]:
     return remarks
 
 
-def _merge_sources(used: Sequence[tuple[Clip, str, Size]]) -> tuple[list[tuple[Clip, str, Size]], list[Dropped]]:
-    """Clips of identical files belong to one source, and so do the sources they come from."""
-    parent: dict[str, str] = {}
-
-    def root(source: str) -> str:
-        while parent.setdefault(source, source) != source:
-            source = parent[source]
-        return source
-
-    first: dict[str, Clip] = {}
-    doubles = []
-    for clip, sha256, _ in used:
-        same = first.setdefault(sha256, clip)
-        if same.video != clip.video:
-            doubles.append(Dropped(clip.id, f"the same file as {same.id}; they stay on one side of the split"))
-        a, b = sorted((root(same.source), root(clip.source)))
-        parent[b] = a
-    return [(replace(clip, source=root(clip.source)), sha256, size) for clip, sha256, size in used], doubles
+def _caption_coverage(
+    listing: Listing, clips: Sequence[Seen], tokens: TokenLimit | None
+) -> tuple[dict[str, int], list[Dropped]]:
+    """(how many captions there are and how many are no good, notes on clips whose captions are too long)."""
+    captions = [caption for seen in clips for caption in seen.clip.captions]
+    distinct = list(dict.fromkeys(captions))
+    coverage = {
+        "given": len(captions),
+        "distinct": len(distinct),
+        "missing": listing.missing,
+        "empty": listing.empty,
+    }
+    if tokens is None or not distinct:
+        return coverage, []
+    lengths = dict(zip(distinct, tokens.count(distinct), strict=True))
+    coverage["too_long"] = sum(lengths[caption] > tokens.most for caption in captions)
+    notes = []
+    for seen in clips:
+        longest = max(lengths[caption] for caption in seen.clip.captions)
+        if longest > tokens.most:
+            said = f"at least {longest}" if tokens.at_least else str(longest)
+            remark = f"a caption of {said} tokens; {tokens.reader} reads {tokens.most}: its end is not seen"
+            notes.append(Dropped(seen.clip.id, remark))
+    return coverage, notes

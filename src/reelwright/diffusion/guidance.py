@@ -7,7 +7,7 @@ denoise = make_denoise(predict, objective)               denoise(x, t) -> (x0, e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,26 +27,31 @@ def guided(
     scale: float,
     rescale: float = 0.0,
     interval: tuple[float, float] = (0.0, 1.0),
+    last_scale: float | None = None,
 ) -> Predict:
     """Classifier-free guidance as predict(x `b ...`, t `b`) -> prediction, one forward of twice the batch a call.
 
     uncond + scale (cond - uncond): Ho and Salimans 2022 (arXiv 2207.12598). `scale` 1 is no guidance: cond alone runs.
+    With `last_scale` the frames of `b c f h w` go evenly from `scale` to it: Blattmann et al. 2023 (arXiv 2311.15127),
+    appendix D, as a video made from its first frame needs guidance the more the further it is from it.
     `rescale` in [0, 1] pulls each sample's spread back to the conditional one's: Lin et al. 2023 (arXiv 2305.08891),
     section 3.4. Outside `interval` (lowest and highest t, both inside) cond alone runs: Kynkäänniemi et al. 2024
     (arXiv 2404.07724). Guided predictions are float32 at least. ValueError for values that fit none of this.
     """
     low, high = interval
-    if not math.isfinite(scale):
-        raise ValueError(f"scale = {scale}: must be a finite number; 1 means no guidance")
+    if last_scale is None:
+        last_scale = scale
+    if not (math.isfinite(scale) and math.isfinite(last_scale)):
+        raise ValueError(f"scale = {scale} to {last_scale}: must be finite numbers; 1 means no guidance")
     if not 0 <= rescale <= 1:
         raise ValueError(f"rescale = {rescale}: must lie in [0, 1]; 0 means none")
     if not 0 <= low <= high <= 1:
         raise ValueError(f"interval = {interval}: must be (low, high) with 0 <= low <= high <= 1; (0, 1) is everywhere")
     if len(cond) != len(uncond):
         raise ValueError(f"cond has {len(cond)} samples and uncond {len(uncond)}: pass one negative text a sample")
-    if scale == 1:
+    if scale == last_scale == 1:
         return lambda x, t: denoiser(x, t, cond)
-    both = _stack(cond, uncond)
+    both = join_texts((cond, uncond))
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         inside = (t >= low) & (t <= high)
@@ -54,7 +59,7 @@ def guided(
             return denoiser(x, t, cond)
         prediction = denoiser(torch.cat([x, x]), torch.cat([t, t]), both)
         positive, negative = prediction.to(torch.promote_types(prediction.dtype, torch.float32)).chunk(2)
-        result = negative + scale * (positive - negative)
+        result = negative + _frame_scales(scale, last_scale, positive) * (positive - negative)
         if rescale > 0:
             result = result * (1 - rescale + rescale * _spread(positive) / _spread(result))
         return torch.where(inside.to(x.device).view(-1, *(1,) * (x.ndim - 1)), result, positive)
@@ -74,15 +79,24 @@ def make_denoise(predict: Predict, objective: Objective) -> Denoise:
     return denoise
 
 
-def _stack(first: Text, second: Text) -> Text:
-    """Two texts as one batch, padded (and masked) to the longer of them."""
-    length = max(first.mask.shape[1], second.mask.shape[1])
+def _frame_scales(first: float, last: float, like: Tensor) -> Tensor | float:
+    if first == last:
+        return first
+    if like.ndim != 5:
+        raise ValueError(f"scale from {first} to {last} over the frames of {tuple(like.shape)}: pass `b c f h w`")
+    return torch.linspace(first, last, like.shape[2], dtype=like.dtype, device=like.device)[:, None, None]  # f 1 1
+
+
+def join_texts(texts: Sequence[Text]) -> Text:
+    """Texts as one batch, padded (and masked) to the longest of them; all of them have an image, or none has."""
+    length = max(text.mask.shape[1] for text in texts)
     values, masks = [], []
-    for text in (first, second):
+    for text in texts:
         missing = length - text.mask.shape[1]
         values.append(F.pad(text.values, (0, 0) * (text.values.ndim - 2) + (0, missing)))
         masks.append(F.pad(text.mask, (0, missing)))
-    return Text(torch.cat(values), torch.cat(masks))
+    images = [text.image for text in texts if text.image is not None]
+    return Text(torch.cat(values), torch.cat(masks), torch.cat(images) if images else None)
 
 
 def _spread(x: Tensor) -> Tensor:

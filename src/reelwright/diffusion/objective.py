@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from reelwright.config import Config
+from reelwright.diffusion.losses import LOSSES, frame_weights, temporal_error
 from reelwright.diffusion.schedule import BETAS, build_schedule
 
 LARGEST_FINAL_ALPHA = 0.1  # Stable Diffusion's schedule ends at 0.068; much more and pure noise is an unseen input
@@ -57,17 +57,14 @@ PREDICTIONS: dict[str, Prediction] = {
     "velocity": Prediction(lambda a, s, x0, noise: noise - x0, _solve_velocity),  # Liu et al. 2022 (arXiv 2209.03003)
 }
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # element by element
-    "mse": lambda prediction, target: (prediction - target) ** 2,
-    "l1": lambda prediction, target: (prediction - target).abs(),
-    "huber": lambda prediction, target: F.huber_loss(prediction, target, reduction="none"),
-}
-
 # field -> the field that decides whether it is used, and the values under which it is
 _USED_WHEN: dict[str, tuple[str, tuple[str, ...]]] = {
     "schedule_steps": ("schedule", tuple(BETAS)),
     "zero_terminal_snr": ("schedule", tuple(BETAS)),
+    "snr_shift": ("schedule", tuple(BETAS)),
     "shift": ("schedule", ("flow",)),
+    "log_mean": ("schedule", ("edm",)),
+    "log_std": ("schedule", ("edm",)),
     "logit_mean": ("time_sampling", ("logit_normal",)),
     "logit_std": ("time_sampling", ("logit_normal",)),
     "min_snr_gamma": ("weighting", ("min_snr",)),
@@ -77,12 +74,17 @@ _USED_WHEN: dict[str, tuple[str, tuple[str, ...]]] = {
 class ObjectiveConfig(Config):
     """Settings of the training objective. `build()` makes it."""
 
-    schedule: Literal["linear", "scaled_linear", "cosine", "flow"] = "flow"
+    schedule: Literal["linear", "scaled_linear", "cosine", "flow", "edm"] = "flow"
     schedule_steps: int = Field(default=1000, ge=1, le=10_000)  # entries of a table schedule
     shift: float = Field(default=1.0, gt=0)  # of the flow: above 1 spends more of the time at high noise
     zero_terminal_snr: bool = False  # of a table: alpha(1) = 0 exactly
+    snr_shift: float = Field(default=1.0, gt=0)  # of a table: its signal-to-noise ratios are divided by this
+    log_mean: float = 0.7  # of ln(sigma / alpha) in 'edm'; these two are Stable Video Diffusion's
+    log_std: float = Field(default=1.6, gt=0)
     prediction: Literal["noise", "v", "x0", "velocity"] = "velocity"
-    loss: Literal["mse", "l1", "huber"] = "mse"
+    loss: str = "mse"  # one of diffusion.losses.LOSSES
+    temporal_weight: float = Field(default=0.0, ge=0)  # of the same loss of frame-to-frame changes, added to it
+    frame_weights: tuple[float, ...] | None = None  # relative, spread evenly over the clip: [2, 1] is [2, ..., 1]
     time_sampling: Literal["uniform", "logit_normal"] = "uniform"
     logit_mean: float = 0.0  # of logit(t); above 0 favours noise
     logit_std: float = Field(default=1.0, gt=0)
@@ -91,6 +93,14 @@ class ObjectiveConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss = {self.loss!r}: not one of {', '.join(LOSSES)}")
+        weights = self.frame_weights
+        if weights is not None and not (len(weights) > 1 and min(weights) >= 0 and sum(weights) > 0):
+            raise ValueError(
+                f"frame_weights = {list(weights)}: give two weights or more, none below 0 and not all of them 0; "
+                "null weighs all frames alike"
+            )
         for name, (switch, values) in _USED_WHEN.items():
             value, default = getattr(self, name), type(self).model_fields[name].default
             if value != default and getattr(self, switch) not in values:
@@ -98,8 +108,8 @@ class ObjectiveConfig(Config):
                     f"{name} = {value!r} has no effect with {switch} = {getattr(self, switch)!r}: it belongs to "
                     f"{' | '.join(values)}; leave {name} at {default!r} or change {switch}"
                 )
-        if self.prediction == "noise" and (self.schedule == "flow" or self.zero_terminal_snr):
-            cause = "schedule = 'flow'" if self.schedule == "flow" else "zero_terminal_snr = True"
+        if self.prediction == "noise" and (self.schedule in ("flow", "edm") or self.zero_terminal_snr):
+            cause = "zero_terminal_snr = True" if self.zero_terminal_snr else f"schedule = {self.schedule!r}"
             raise ValueError(
                 f"prediction = 'noise' cannot be used with {cause}: alpha(1) = 0, where the noise says nothing about "
                 f"the data; use prediction = 'v', 'x0' or 'velocity'"
@@ -109,9 +119,12 @@ class ObjectiveConfig(Config):
                 f"weighting = {self.weighting!r} is defined for schedule = 'flow', not {self.schedule!r}; "
                 f"use 'min_snr' or 'none'"
             )
-        if self.schedule != "flow":
+        if self.schedule in BETAS:
             schedule = build_schedule(
-                self.schedule, steps=self.schedule_steps, zero_terminal_snr=self.zero_terminal_snr
+                self.schedule,
+                steps=self.schedule_steps,
+                zero_terminal_snr=self.zero_terminal_snr,
+                snr_shift=self.snr_shift,
             )
             final = schedule.alpha(torch.ones(1)).item()
             if final > LARGEST_FINAL_ALPHA:
@@ -136,6 +149,9 @@ class Objective:
             steps=config.schedule_steps,
             shift=config.shift,
             zero_terminal_snr=config.zero_terminal_snr,
+            snr_shift=config.snr_shift,
+            log_mean=config.log_mean,
+            log_std=config.log_std,
         )
         self._prediction = PREDICTIONS[config.prediction]
         self._loss = LOSSES[config.loss]
@@ -173,7 +189,8 @@ class Objective:
     def sample_time(self, uniform: Tensor) -> Tensor:
         """Times of uniform draws in [0, 1), shape kept, float64, never falling as the draw rises.
 
-        'uniform' on a table picks one of its entries, on the flow it is the draw itself; 'logit_normal' is
+        'uniform' on a table picks one of its entries, on the flow it is the draw itself; in 'edm' that is the
+        log-normal distribution of noise levels, without the levels 0 and infinity. 'logit_normal' is
         sigmoid(mean + std z), z standard normal (Esser et al. 2024, arXiv 2403.03206, section 3.1).
         """
         uniform = uniform.to(torch.float64)
@@ -185,6 +202,8 @@ class Objective:
         if self.config.time_sampling == "logit_normal":
             time = torch.sigmoid(self.config.logit_mean + self.config.logit_std * torch.special.ndtri(uniform))
             return time.clamp(SMALLEST_TIME, 1 - SMALLEST_TIME)
+        if self.config.schedule == "edm":
+            return uniform.clamp(SMALLEST_TIME, 1 - SMALLEST_TIME)
         grid = self.schedule.grid
         return uniform if grid is None else ((uniform * grid).floor() + 1) / grid
 
@@ -207,12 +226,21 @@ class Objective:
         return torch.ones_like(alpha)
 
     def loss(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
-        """Weighted loss of every sample, `b`: the mean over its elements, in float32 at least."""
+        """Weighted loss of every sample, `b`: the mean over its elements, in float32 at least.
+
+        Frame weights and the temporal term want videos, `b c f h w`.
+        """
         if prediction.shape != target.shape or t.shape != target.shape[:1]:
             raise ValueError(
                 f"prediction {tuple(prediction.shape)}, target {tuple(target.shape)} and t {tuple(t.shape)} differ: "
                 f"the first two have one shape `b ...`, t is `b`"
             )
         dtype = torch.promote_types(target.dtype, torch.float32)
-        error = self._loss(prediction.to(dtype), target.to(dtype)).flatten(1).mean(1)
+        prediction, target = prediction.to(dtype), target.to(dtype)
+        each = self._loss(prediction, target)
+        if self.config.frame_weights is not None:  # b c f h w
+            each = each * frame_weights(self.config.frame_weights, each.shape[2]).to(each)[:, None, None]
+        error = each.flatten(1).mean(1)
+        if self.config.temporal_weight:
+            error = error + self.config.temporal_weight * temporal_error(self._loss, prediction, target)
         return error * self.weight(t).to(error)

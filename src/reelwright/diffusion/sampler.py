@@ -22,6 +22,7 @@ from torch import Tensor
 from reelwright.diffusion.guidance import Denoise
 from reelwright.diffusion.schedule import Schedule
 
+KARRAS_RHO = 7
 SMALLEST_HEUN_ALPHA = 1e-3  # sigma / alpha is steeper than any tabulated schedule but the cosine's last entry
 
 DrawNoise = Callable[[], Tensor]
@@ -60,6 +61,19 @@ def sample_times(steps: int, start: float = 1.0, grid: int | None = None) -> Ten
             f"steps = {steps}: the schedule has {round(start * grid)} times up to {start}; use at most that"
         )
     return times
+
+
+def karras_times(steps: int, schedule: Schedule, lowest: float, highest: float) -> Tensor:
+    """The times of `steps` noise levels sigma / alpha from `highest` to `lowest`, and 0 behind them; float64.
+
+    Karras et al. 2022 (arXiv 2206.00364), equation 5, rho = 7: evenly spaced in the seventh root. ValueError where the
+    schedule has no inverse.
+    """
+    if steps < 1 or not 0 < lowest < highest:
+        raise ValueError(f"steps = {steps}, noise levels {lowest} to {highest}: at least 1, and rising from above 0")
+    ends = torch.tensor([highest, lowest], dtype=torch.float64) ** (1 / KARRAS_RHO)
+    levels = torch.linspace(ends[0].item(), ends[1].item(), steps, dtype=torch.float64) ** KARRAS_RHO
+    return torch.cat([schedule.time(levels), torch.zeros(1, dtype=torch.float64)])
 
 
 def ddim(

@@ -27,6 +27,10 @@ class Schedule(ABC):
     def sigma(self, t: Tensor) -> Tensor:
         """Share of the noise at times t of any shape; float64. ValueError for times outside [0, 1]."""
 
+    def time(self, noise_level: Tensor) -> Tensor:
+        """The t at which sigma / alpha is `noise_level`, of any shape; float64. ValueError where that is not known."""
+        raise ValueError("this schedule cannot say at which time there is a given noise level; 'edm' can")
+
 
 class TableSchedule(Schedule):
     """The discrete, variance-preserving schedules of the DDPM family, made continuous.
@@ -79,6 +83,36 @@ class FlowSchedule(Schedule):
         return self.shift * t / (1 + (self.shift - 1) * t)
 
 
+class EDMSchedule(Schedule):
+    """Noise levels sigma / alpha whose logarithm is normal where t is uniform: ln(sigma / alpha) = mean + std z(t).
+
+    z is the quantile function of the standard normal distribution. Karras et al. 2022 (arXiv 2206.00364) add noise of
+    deviation s to data, drawn so (table 1), and give the network x / sqrt(1 + s^2). That is x_t here, with alpha =
+    1 / sqrt(1 + s^2): noise removal in their coordinates and a variance-preserving path in ours are the same.
+    """
+
+    variance_preserving = True
+    grid = None
+
+    def __init__(self, log_mean: float, log_std: float) -> None:
+        if not (math.isfinite(log_mean) and math.isfinite(log_std) and log_std > 0):
+            raise ValueError(f"log_mean = {log_mean}, log_std = {log_std}: must be finite, and log_std above 0")
+        self.log_mean, self.log_std = log_mean, log_std
+
+    def noise_level(self, t: Tensor) -> Tensor:
+        """sigma / alpha at t: 0 at t = 0, infinite at t = 1."""
+        return (self.log_mean + self.log_std * torch.special.ndtri(_checked(t))).exp()
+
+    def time(self, noise_level: Tensor) -> Tensor:
+        return torch.special.ndtr((noise_level.to(torch.float64).log() - self.log_mean) / self.log_std)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (1 + self.noise_level(t) ** 2).rsqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (1 + self.noise_level(t) ** -2).rsqrt()
+
+
 def linear_betas(steps: int) -> Tensor:
     """Ho et al. 2020 (arXiv 2006.11239), section 4. Made for 1000 steps."""
     return torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
@@ -101,17 +135,43 @@ BETAS: dict[str, Callable[[int], Tensor]] = {
     "scaled_linear": scaled_linear_betas,
     "cosine": cosine_betas,
 }
-SCHEDULES = (*BETAS, "flow")
+SCHEDULES = (*BETAS, "flow", "edm")
 
 
-def build_schedule(kind: str, *, steps: int = 1000, shift: float = 1.0, zero_terminal_snr: bool = False) -> Schedule:
-    """A schedule by name. `steps` and `zero_terminal_snr` belong to the tables, `shift` to the flow."""
+def build_schedule(
+    kind: str,
+    *,
+    steps: int = 1000,
+    shift: float = 1.0,
+    zero_terminal_snr: bool = False,
+    snr_shift: float = 1.0,
+    log_mean: float = 0.7,
+    log_std: float = 1.6,
+) -> Schedule:
+    """A schedule by name.
+
+    `steps`, `zero_terminal_snr` and `snr_shift` belong to the tables, `shift` to the flow, `log_mean` and `log_std` to
+    'edm': Stable Video Diffusion's own (arXiv 2311.15127, appendix D) unless told otherwise.
+    """
     if kind == "flow":
         return FlowSchedule(shift)
+    if kind == "edm":
+        return EDMSchedule(log_mean, log_std)
     if kind not in BETAS:
         raise ValueError(f"schedule = {kind!r}: unknown; use one of {', '.join(SCHEDULES)}")
     alphas = (0.5 * torch.log1p(-BETAS[kind](steps)).cumsum(0)).exp()
+    alphas = divide_snr(alphas, snr_shift)
     return TableSchedule(rescale_to_zero_terminal_snr(alphas) if zero_terminal_snr else alphas)
+
+
+def divide_snr(alphas: Tensor, by: float) -> Tensor:
+    """The table whose every signal-to-noise ratio alpha^2 / (1 - alpha^2) is that of `alphas` divided by `by`.
+
+    CogVideoX-2B (arXiv 2408.06072) has 3. `FlowSchedule` divides its own by the square of `shift`.
+    """
+    if not (math.isfinite(by) and by > 0):
+        raise ValueError(f"snr_shift = {by}: must be a positive number; 1 means no shift")
+    return alphas / (by - (by - 1) * alphas**2).sqrt()
 
 
 def rescale_to_zero_terminal_snr(alphas: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from reelwright.types import UsageError
 
 FIRST_CHOICE = (HELD_OUT, "joint accuracy", "own clip is nearest", "PSNR to own clip")
 LABEL_LETTERS = 60
+MAX_NAMED = 3  # scores in one warning
 _NOT_DONE = {
     "failed": "failed",
     "unmeasured": "could not be measured",
@@ -252,15 +253,16 @@ def _incomparable(runs: Sequence[RunFacts]) -> list[str]:
         )
     elif hashes == {None}:
         found.append("The data hash of these runs is unknown: whether they saw the same data cannot be told")
-    checkers = {run.checker for run in runs if run.checker}
-    if len(checkers) > 1:
+    told: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for run in runs for name in run.measures if name != HELD_OUT):
+        if parts := unequal([run.units[name] for run in runs if name in run.measures]):
+            told.setdefault(", ".join(parts), []).append(name)
+    for parts, names in told.items():
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
         found.append(
-            f"Different checkers: the scores were read by {' and '.join(sorted(checkers))}; do not compare them"
+            f"Scores measured under different conditions ({parts}): do not compare {', '.join(names[:MAX_NAMED])}{more}"
         )
-    conditions = {run.conditions for run in runs if run.conditions}
-    if len(conditions) > 1:
-        found.append(f"Scores measured differently ({'; '.join(sorted(conditions))}): do not compare them")
-    parts = [part for part in unequal([run.held_out_unit for run in runs if run.curve] or [{}]) if part != "data"]
+    parts = [part for part in unequal([run.units[HELD_OUT] for run in runs if run.curve]) if part != "data"]
     if parts:
         found.append(f"The held-out losses are not one measure: they differ in {', '.join(parts)}; do not compare them")
     return found
@@ -268,17 +270,12 @@ def _incomparable(runs: Sequence[RunFacts]) -> list[str]:
 
 def _obstacle_of_all(measure: str, runs: Sequence[RunFacts]) -> str:
     """Why no two figures of this measure can be held against each other; '' where they can."""
-    having = [run for run in runs if measure in run.measures]
+    parts = ", ".join(unequal([run.units[measure] for run in runs if measure in run.measures]))
+    if not parts:
+        return ""
     if measure == HELD_OUT:
-        parts = unequal([run.held_out_unit for run in having])
-        return f"the runs' held-out losses are not one measure (they differ in {', '.join(parts)})" if parts else ""
-    if len({run.checker for run in having}) > 1:
-        return "the runs were read by different checkers"
-    if len({run.networks.get(measure) for run in having}) > 1:
-        return "the runs were measured with different networks, or unequal numbers of videos"
-    if len({run.conditions for run in having}) > 1:
-        return "the runs were measured under different conditions"
-    return ""
+        return f"the runs' held-out losses are not one measure (they differ in {parts})"
+    return f"the runs were measured under different conditions ({parts})"
 
 
 def _compare_levels(result: Comparison, factor: str, levels: Sequence[str], level: str, measure: str) -> dict[str, Any]:

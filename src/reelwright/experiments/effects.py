@@ -63,12 +63,13 @@ def paired_effect(pairs: Sequence[Pair], comparisons: int = 1) -> Effect:
     differences = [float(np.mean([p.value - p.reference for p in group])) for group in by_seed.values()]
     n, mean = len(differences), float(np.mean(differences))
     confidence = 1 - 0.05 / comparisons
-    if all(pair.value == pair.reference and not pair.noise for pair in pairs):
-        return Effect(0.0, 0.0 if n > 1 else None, 0.0 if n > 1 else None, None, n, len(pairs), confidence, "equal")
+    floor = math.sqrt(sum(_noise_of_mean(group) ** 2 for group in by_seed.values())) / n
+    if all(pair.value == pair.reference for pair in pairs):
+        reach = _reach(floor, confidence) if n > 1 or floor else None
+        return Effect(0.0, None if reach is None else -reach, reach, None, n, len(pairs), confidence, "equal")
     if n == 1:
         return Effect(mean, None, None, None, n, len(pairs), confidence, "unknown")
     spread = float(np.std(differences, ddof=1))
-    floor = math.sqrt(sum(_noise_of_mean(group) ** 2 for group in by_seed.values())) / n
     if spread <= ROUNDING * abs(mean) and floor == 0:  # the same number at every seed: nothing to judge by
         return Effect(mean, None, None, None, n, len(pairs), confidence, "unknown")
     low, high = _interval(differences, floor, confidence)
@@ -84,9 +85,12 @@ def _noise_of_mean(group: Sequence[Pair]) -> float:
 def _interval(values: Sequence[float], floor: float, confidence: float) -> tuple[float, float]:
     """Student's t interval of the mean, no narrower than the normal one of standard error `floor`."""
     low, high = mean_interval(values, confidence)
-    reach = NormalDist().inv_cdf(0.5 + confidence / 2) * floor
-    mean = float(np.mean(values))
+    reach, mean = _reach(floor, confidence), float(np.mean(values))
     return min(low, mean - reach), max(high, mean + reach)
+
+
+def _reach(standard_error: float, confidence: float) -> float:
+    return NormalDist().inv_cdf(0.5 + confidence / 2) * standard_error
 
 
 def sentence(factor: str, level: str, reference: str, measure: str, effect: Effect, others: Sequence[str]) -> str:
@@ -98,10 +102,13 @@ def sentence(factor: str, level: str, reference: str, measure: str, effect: Effe
     if others:
         how += f", averaged over {' and '.join(others)}"
     if effect.verdict == "equal":
-        return (
+        text = (
             f"{factor}: no difference at all. Every run at '{level}' has exactly the {measure} of its pair at "
             f"'{reference}' ({effect.pairs} pair{'s' * (effect.pairs > 1)}, {n} seed{'s' * (n > 1)})."
         )
+        if effect.high:
+            text += f" The noise of the score itself, of so many videos, would hide one of up to {effect.high:.2g}."
+        return text
     if effect.verdict == "unknown":
         why = (
             "With one seed nothing tells a difference from the noise between seeds: add seeds"

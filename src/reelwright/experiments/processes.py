@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -13,10 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reelwright.children import child_environment, kill_group
+from reelwright.children import child_environment, watch
 from reelwright.console import last_error
 
-POLL_SECONDS = 0.2
 STOP_SECONDS = 120.0  # to finish a step and a save, before it is killed
 MAX_REASON = 600  # letters
 
@@ -50,40 +48,29 @@ def run_command(
     log.parent.mkdir(parents=True, exist_ok=True)
     peak = log.with_suffix(".gpu")
     peak.unlink(missing_ok=True)
-    started, stopped, told = time.monotonic(), "", 0.0
+    started, stopped = time.monotonic(), ""
+
+    def asked() -> str:
+        nonlocal stopped
+        stopped = stop()
+        return stopped
+
     with log.open("ab") as output:
         output.write(f"$ reelwright {shlex.join(words)}\n".encode())
         output.flush()
         begins = output.tell()
-        child = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-P", "-m", "reelwright.experiments.child", str(peak), *words],
             stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=child_environment(),
             start_new_session=True,
-        )  # fmt: skip
-        try:
-            while not (ended := os.wait4(child.pid, os.WNOHANG))[0]:
-                now = time.monotonic()
-                if not stopped and (stopped := stop()):
-                    told = now
-                    os.kill(child.pid, signal.SIGINT)  # not send_signal: it may reap the child before wait4 does
-                if kill() or (stopped and now - told > STOP_SECONDS):
-                    kill_group(child.pid)
-                on_tick(now - started)
-                time.sleep(POLL_SECONDS)
-        except BaseException:
-            kill_group(child.pid)
-            ended = os.wait4(child.pid, 0)
-            raise
-        finally:
-            child.returncode = os.waitstatus_to_exitcode(ended[1])  # wait4 reaped it behind Popen's back
-            if child.stdin:
-                child.stdin.close()
+        ) as child:  # fmt: skip
+            usage = watch(child, lambda: on_tick(time.monotonic() - started), asked, kill, STOP_SECONDS)
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) counts kilobytes, but bytes there
     gpu = json.loads(peak.read_text(encoding="utf-8")) if peak.is_file() else None
     peak.unlink(missing_ok=True)
     reason = _reason(log, begins, child.returncode) if child.returncode else ""
     seconds = time.monotonic() - started
-    return Ended(child.returncode, seconds, ended[2].ru_maxrss * unit, gpu, reason, stopped)
+    return Ended(child.returncode, seconds, usage.ru_maxrss * unit, gpu, reason, stopped)
 
 
 def _reason(log: Path, begins: int, code: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from reelwright.config import flatten
 from reelwright.recipe import MAY_CHANGE
-from reelwright.run import RunDirectory, is_number, step_of
+from reelwright.run import RunDirectory, is_number, score_conditions, step_of
 from reelwright.training import checkpoint as checkpoints
 from reelwright.types import UserError
 
@@ -22,8 +21,9 @@ PLACES = frozenset({"run_dir", "cache_dir"})
 SAME_ARM = (
     (MAY_CHANGE | {"seed"}) - {"train.steps", "train.epochs"} - {k for k in MAY_CHANGE if k.startswith("sampling.")}
 )
-_CHECKER = re.compile(r"\bchecker ([0-9a-f]{8,64})\b")
-_CONDITIONS = re.compile(r"; (\w+ \d+ steps, guidance [\d.e+-]+, seed \d+)")
+UNLIKE = frozenset(
+    {"device", "prompts"}
+)  # conditions of a score under which it may differ and be compared all the same
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,19 @@ class RunFacts:
     seconds: float | None = None  # of training
     curve: list[list[float | None]] = field(default_factory=list)  # of the held-out loss: step, loss, low, high
     measures: dict[str, Measured] = field(default_factory=dict)
-    networks: dict[str, str] = field(default_factory=dict)  # what measured them, where a network did
-    held_out_unit: dict[str, Any] = field(default_factory=dict)  # held-out losses of equal units can be compared
+    units: dict[str, dict[str, Any]] = field(default_factory=dict)  # measure -> what must be equal to compare it
     data_sha256: str | None = None  # of the training samples: clips, latents and captions
-    checker: str | None = None
-    conditions: str | None = None  # of the scores: sampler, steps, guidance, seed
     samples: list[Sample] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
     def seed(self) -> int:
         return int(self.recipe.get("seed", 0))
+
+    @property
+    def checker(self) -> str | None:
+        """The frozen checker that read the videos, where one did."""
+        return next((unit["checker"] for unit in self.units.values() if "checker" in unit), None)
 
     @property
     def arm(self) -> str:
@@ -90,7 +92,7 @@ def read_run(path: Path) -> RunFacts:
         facts.problems.append(str(damage))
     _read_scores(run, facts)
     objective = {key: value for key, value in facts.recipe.items() if key.startswith("objective.")}
-    facts.held_out_unit |= {"data": facts.data_sha256, **objective}
+    facts.units.setdefault(HELD_OUT, {}).update(data=facts.data_sha256, **objective)
     facts.samples = _newest_samples(run)
     return facts
 
@@ -112,7 +114,7 @@ def _read_metrics(run: RunDirectory, facts: RunFacts) -> None:
         facts.problems.append("no held-out loss was measured")
         return
     last = measured[-1]
-    facts.held_out_unit = {key: last.get(key) for key in ("heldout_split", "heldout_clips", "heldout_times")}
+    facts.units[HELD_OUT] = {key: last.get(key) for key in ("heldout_split", "heldout_clips", "heldout_times")}
     lost = [record["step"] for record in measured if not is_number(record.get("heldout_loss"))]
     if lost:
         facts.problems.append(f"the held-out loss is not finite at step {', '.join(map(str, lost))}")
@@ -123,7 +125,7 @@ def _read_metrics(run: RunDirectory, facts: RunFacts) -> None:
 def _read_scores(run: RunDirectory, facts: RunFacts) -> None:
     """The model's own rows, not those it must be held against."""
     try:
-        rows, conditions = run.read_scores()
+        rows, _ = run.read_scores()
     except UserError as damage:
         facts.problems.append(str(damage))
         return
@@ -139,13 +141,11 @@ def _read_scores(run: RunDirectory, facts: RunFacts) -> None:
         if count < most.get(name, 0.0):
             continue
         most[name] = count
-        if network := row.get("network"):  # without an interval it is a distance between sets, which falls with n
-            facts.networks[name] = str(network) if is_number(row.get("low")) else f"{network} of {count:g} videos"
+        unit = {key: value for key, value in score_conditions(row).items() if key not in UNLIKE}
+        if "network" in unit and not is_number(row.get("low")):  # a distance between sets, which falls with their size
+            unit["number of videos"] = count
+        facts.units[name] = unit
         facts.measures[name] = _measured(row["value"], row.get("low"), row.get("high"), row.get("n"))
-    if match := _CHECKER.search(conditions):
-        facts.checker = match[1]
-    if match := _CONDITIONS.search(conditions):
-        facts.conditions = match[1]
 
 
 def _measured(value: float, low: Any, high: Any, n: Any) -> Measured:

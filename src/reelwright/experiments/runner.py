@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from reelwright.experiments.processes import POLL_SECONDS, Ended, run_command
+from reelwright.children import POLL_SECONDS
+from reelwright.config import to_yaml
+from reelwright.durable import replace_file
+from reelwright.experiments.processes import Ended, run_command
 from reelwright.experiments.record import Record, RunRecord, go_on, locked
 from reelwright.experiments.spec import Experiment, PlannedRun
 from reelwright.run import RunDirectory
@@ -18,7 +18,6 @@ from reelwright.train import stop_signals
 from reelwright.types import UserError
 
 INTERRUPTED = 130
-TAIL_BYTES = 8192  # of metrics.jsonl: its last lines
 LEFT_BEHIND_SECONDS = 90.0  # how long the child of a killed experiment may take to save and end
 UNSAID = "interrupted"
 FAILED = ("failed", "unmeasured")
@@ -96,11 +95,9 @@ class _Session:
         _wait_until_free(directory, self.progress)
         recipe = self.experiment.out / "recipes" / f"{run.name}.yaml"
         recipe.parent.mkdir(parents=True, exist_ok=True)
-        temporary = recipe.with_name(f".{recipe.name}.{os.getpid()}.part")
-        run.recipe.save(temporary)
-        temporary.replace(recipe)
-        steps, resumed_at = run.recipe.train.steps, int(_last(directory, "step") or 0)
-        spent = max(state.train_seconds, _last(directory, "seconds") or 0.0)
+        replace_file(recipe, to_yaml(run.recipe.plain()))
+        steps, resumed_at = run.recipe.train.steps, int(directory.recent_metrics().get("step", 0))
+        spent = max(state.train_seconds, directory.recent_metrics().get("seconds", 0.0))
 
         def stop() -> str:
             allowed = self.limits.minutes_a_run
@@ -113,7 +110,7 @@ class _Session:
         first: list[float] = []  # seconds and step when the first new step was seen: before lies the preparation
 
         def tick(seconds: float) -> None:
-            step = int(_last(directory, "step") or 0)
+            step = int(directory.recent_metrics().get("step", 0))
             if not first and step > resumed_at:
                 first.extend((seconds, step))
             left = None
@@ -129,7 +126,7 @@ class _Session:
             self._end(run, state, "trained")
             return True
         if ended.stopped and ended.stopped != UNSAID:
-            step = int(_last(directory, "step") or 0)
+            step = int(directory.recent_metrics().get("step", 0))
             self._end(run, state, "stopped", f"{ended.stopped}: stopped after step {step}, saved")
         elif ended.stopped or (ended.code == INTERRUPTED and self.signals):
             self.record.save(self.experiment.out)
@@ -176,7 +173,7 @@ class _Session:
     def _may_train_on(self, run: PlannedRun, state: RunRecord) -> bool:
         """Whether a run that a limit stopped has time again."""
         allowed = self.limits.minutes_a_run
-        spent = max(state.train_seconds, _last(RunDirectory(run.recipe.run_dir), "seconds") or 0.0)
+        spent = max(state.train_seconds, RunDirectory(run.recipe.run_dir).recent_metrics().get("seconds", 0.0))
         return allowed is None or spent < 60 * allowed
 
     def _show(self, run: PlannedRun, doing: str, spent: float, left_here: float | None) -> None:
@@ -215,31 +212,6 @@ def _keep_peaks(state: RunRecord, ended: Ended) -> None:
     state.peak_memory_bytes = max(state.peak_memory_bytes or 0, ended.peak_memory_bytes)
     if ended.peak_gpu_bytes is not None:
         state.peak_gpu_bytes = max(state.peak_gpu_bytes or 0, ended.peak_gpu_bytes)
-
-
-def _last(directory: RunDirectory, key: str) -> float | None:
-    """The newest value of a key in metrics.jsonl, read from its end; None where there is none."""
-    for record in _newest_records(directory.metrics_path):
-        value = record.get(key)
-        if isinstance(value, (int, float)):
-            return float(value)
-    return None
-
-
-def _newest_records(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            yield record
 
 
 def _wait_until_free(directory: RunDirectory, progress: Progress) -> None:

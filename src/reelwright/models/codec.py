@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sized
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
@@ -364,8 +364,3 @@ def video_to_pixels(video: Tensor) -> Tensor:
     if video.ndim != 5 or video.shape[1] != 3:
         raise ValueError(f"video {tuple(video.shape)}: expected float `b 3 f h w`")
     return ((video.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
-
-
-CodecConfig = Annotated[
-    PCACodecConfig | DCTCodecConfig | PixelCodecConfig | AutoencoderKLConfig, Field(discriminator="type")
-]

@@ -19,8 +19,11 @@ from reelwright.models.layers import (
     SelfAttention,
     TimestepEmbedding,
     check_attention,
+    check_inputs,
     coordinate_features,
+    masked_mean,
     modulated_norm,
+    needed_mask,
     patchify,
     rope_table,
     unpatchify,
@@ -161,7 +164,7 @@ class DiT(nn.Module):
         return Size(*(extent // patch for extent, patch in zip(latent.tuple, self.config.patch, strict=True)))
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Text) -> Tensor:
-        self._check_inputs(x_t, t, cond)
+        check_inputs(x_t, t, cond, self.channels, self.text_width)
         grid = self.check_size(Size(*x_t.shape[2:])).tuple
         b, depth, width = x_t.shape[0], self.config.depth, self.config.width
         mask = needed_mask(cond.mask)  # b l, or None where every token is real
@@ -202,30 +205,6 @@ class DiT(nn.Module):
         spatial = rope_table((1, height, width), head_dim, device)
         temporal = rope_table((frames, 1, 1), head_dim, device)
         return [(spatial, frames, False), (temporal, frames, True)]
-
-    def _check_inputs(self, x_t: Tensor, t: Tensor, cond: Text) -> None:
-        if x_t.ndim != 5 or x_t.shape[1] != self.channels:
-            raise ValueError(f"x_t {tuple(x_t.shape)}: expected `b {self.channels} f h w`")
-        if t.shape != x_t.shape[:1]:
-            raise ValueError(f"t {tuple(t.shape)}: expected one time a sample, ({x_t.shape[0]},)")
-        if cond.values.ndim != 3 or cond.values.shape[0] != x_t.shape[0] or cond.values.shape[2] != self.text_width:
-            raise ValueError(f"text {tuple(cond.values.shape)}: expected `{x_t.shape[0]} l {self.text_width}`")
-
-
-def needed_mask(mask: Tensor) -> Tensor | None:
-    """The mask, or None where every token is real: attention without a mask takes a faster path."""
-    fewest = int(mask.sum(dim=1).min())
-    if fewest == 0:
-        raise ValueError("a text without a single real token; every encoder gives an empty caption at least one")
-    return None if fewest == mask.shape[1] else mask
-
-
-def masked_mean(text: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the real tokens: `b l d` -> `b d`."""
-    if mask is None:
-        return text.mean(dim=1)
-    weights = mask.to(text.dtype) / mask.sum(dim=1, keepdim=True)  # b l
-    return (text * weights[:, :, None]).sum(dim=1)
 
 
 def join_text(text: Tensor, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

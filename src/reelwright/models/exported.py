@@ -4,6 +4,8 @@
     recipe.yaml                      how it was trained, and how its parts are built
     denoiser/model.safetensors       text/model.safetensors       codec/model.safetensors
     text/tokenizer.json              of a text encoder that was trained with the denoiser
+    unet/ or transformer/            of a pretrained family: its network as diffusers saves it. denoiser/ then holds
+                                     what was put beside it, if anything
     README.md                        the card, for people: never read, so it may be edited
 
 A part made elsewhere (CLIP, T5, AutoencoderKL) lies in its folder as its own library saves it. The same as one
@@ -41,7 +43,12 @@ PART_FILES = frozenset(
     ["model.safetensors", "diffusion_pytorch_model.safetensors", "config.json", "generation_config.json"]
     + ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
 )
-FILES = frozenset([RECIPE, CARD, *(f"{part}/{name}" for part in PARTS for name in PART_FILES)])
+NETWORKS: tuple[str, ...] = ("unet", "transformer")  # a denoiser's part that diffusers knows; its prefix in there too
+NETWORK_WEIGHTS, NETWORK_CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
+FILES = frozenset(
+    [RECIPE, CARD, *(f"{part}/{name}" for part in PARTS for name in PART_FILES)]
+    + [f"{network}/{name}" for network in NETWORKS for name in (NETWORK_WEIGHTS, NETWORK_CONFIG)]
+)
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zip of torch.save, and bare ones
 
 
@@ -61,6 +68,7 @@ class Origin(Config):
     seconds: float = Field(ge=0)  # of training
     data_sha256: str = ""  # of the training samples
     versions: dict[str, str]  # that trained them
+    base_sha256: str = ""  # of the weights beside which these were trained as adapters
 
 
 class DataSummary(Config):
@@ -83,7 +91,6 @@ class ModelIndex(Config):
     origin: Origin
     data: DataSummary | None = None
     scores: tuple[dict[str, Any], ...] = ()
-    conditions: str = ""  # of the scores
     files: dict[str, FileEntry]
     texts: dict[str, str] = {}  # of the one-file form
 
@@ -97,9 +104,11 @@ class ModelIndex(Config):
     @field_validator("files")
     @classmethod
     def _check_complete(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        for name in (RECIPE, "denoiser/model.safetensors"):
-            if name not in files:
-                raise ValueError(f"'{name}' is not among them")
+        if RECIPE not in files:
+            raise ValueError(f"'{RECIPE}' is not among them")
+        weights = ["denoiser/model.safetensors", *(f"{network}/{NETWORK_WEIGHTS}" for network in NETWORKS)]
+        if not any(name in files for name in weights):
+            raise ValueError(f"'{weights[0]}' is not among them")
         return files
 
 
@@ -210,7 +219,7 @@ def verify_files(path: Path, index: ModelIndex) -> None:
                 f"{file}: damaged or changed: {size} bytes, {INDEX} says {entry.bytes} with sha256 "
                 f"{entry.sha256[:12]}...; copy it anew or export the model again"
             )
-    for part in PARTS:
+    for part in (*PARTS, *NETWORKS):
         for file in sorted((path / part).glob("*")):
             if f"{part}/{file.name}" not in index.files and not file.name.startswith("."):
                 raise UserError(f"{file}: not in {INDEX}; a library could read it unasked: move it elsewhere")
@@ -226,7 +235,10 @@ def weights_of(index: ModelIndex, part: str, root: Path) -> Path:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; UserError where it is a pickle, a pointer or damaged."""
     check_weights(path)
-    return load_file(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); copy it anew") from None
 
 
 def check_weights(path: Path) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reelwright.types import Text
+
 AttentionName = Literal["auto", "sdpa", "flash", "xformers"]
+Layer = TypeVar("Layer", nn.Linear, nn.Conv3d)
 Rope = tuple[Tensor, Tensor]  # cosine and signed sine, each `n e`
 
 TIME_SCALE = 1000.0  # continuous t in [0, 1] is embedded on the range of DDPM's steps, which the sinusoids resolve
@@ -149,16 +152,22 @@ def head_norm(x: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with normalised queries and keys and RoPE, among all tokens or in groups of them."""
+    """Multi-head self-attention with normalised queries and keys and RoPE, among all tokens or in groups of them.
 
-    def __init__(self, width: int, heads: int, backend: str = "auto") -> None:
+    Without `rope` the caller gives the tokens their positions, without `normalise` queries and keys are as projected
+    (Vaswani et al. 2017).
+    """
+
+    def __init__(
+        self, width: int, heads: int, backend: str = "auto", bias: bool = False, normalise: bool = True
+    ) -> None:
         super().__init__()
-        self.heads, self.backend = heads, backend
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.heads, self.backend, self.normalise = heads, backend, normalise
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
 
     def forward(
-        self, x: Tensor, rope: Rope, mask: Tensor | None = None, frames: int = 1, across: bool = False
+        self, x: Tensor, rope: Rope | None, mask: Tensor | None = None, frames: int = 1, across: bool = False
     ) -> Tensor:
         """x `b n d`, rope of the tokens of one group, mask `b n` True where real (only with frames = 1).
 
@@ -170,7 +179,8 @@ class SelfAttention(nn.Module):
         order = (3, 0, 2, 4, 1, 5) if across else (3, 0, 1, 4, 2, 5)
         qkv = qkv.permute(order).flatten(1, 2)  # 3 b*g heads m e: g groups of m tokens
         qk, v = qkv.split([2, 1])  # 2 b*g heads m e, 1 b*g heads m e
-        q, k = apply_rope(head_norm(qk), rope).unbind(0)  # b*g heads m e
+        qk = head_norm(qk) if self.normalise else qk
+        q, k = (apply_rope(qk, rope) if rope else qk).unbind(0)  # b*g heads m e
         out = attend(q, k, v[0], mask, self.backend)  # b*g heads m e
         out = out.unflatten(0, (b, -1)).permute((0, 3, 1, 2, 4) if across else (0, 1, 3, 2, 4))  # b f s heads e
         return self.out(out.reshape(b, n, d))  # b n d
@@ -182,26 +192,30 @@ class CrossAttention(nn.Module):
     The output projection starts at zero, so that text enters only as far as it helps.
     """
 
-    def __init__(self, width: int, heads: int, backend: str = "auto") -> None:
+    def __init__(
+        self, width: int, heads: int, backend: str = "auto", bias: bool = False, normalise: bool = True
+    ) -> None:
         super().__init__()
-        self.heads, self.backend = heads, backend
-        self.q = nn.Linear(width, width, bias=False)
-        self.out = zero_init(nn.Linear(width, width, bias=False))
+        self.heads, self.backend, self.normalise = heads, backend, normalise
+        self.q = nn.Linear(width, width, bias=bias)
+        self.out = zero_init(nn.Linear(width, width, bias=bias))
 
     def forward(self, x: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
         """x `b n d`, kv `b l 2*d`, mask `b l` True where the text token is real."""
         b, n, d = x.shape
         q = self.q(x).view(b, n, self.heads, -1).transpose(1, 2)  # b heads n e
         k, v = kv.view(b, kv.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # b heads l e
-        out = attend(head_norm(q), head_norm(k), v, mask, self.backend)  # b heads n e
+        if self.normalise:
+            q, k = head_norm(q), head_norm(k)
+        out = attend(q, k, v, mask, self.backend)  # b heads n e
         return self.out(out.transpose(1, 2).reshape(b, n, d))  # b n d
 
 
 class MLP(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, bias: bool = False) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x)))  # b n d
@@ -212,11 +226,11 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x, (x.shape[-1],), eps=1e-6) * (1 + scale) + shift
 
 
-def zero_init(linear: nn.Linear) -> nn.Linear:
-    nn.init.zeros_(linear.weight)
-    if linear.bias is not None:
-        nn.init.zeros_(linear.bias)
-    return linear
+def zero_init(layer: Layer) -> Layer:
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 class TimestepEmbedding(nn.Module):
@@ -225,7 +239,9 @@ class TimestepEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         half = TIME_FREQUENCIES // 2
-        frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
+        # On the CPU by name: `arange` on the meta device, where only sizes are checked, loads the compiler for seconds.
+        steps = torch.arange(half, dtype=torch.float32, device="cpu")
+        frequencies = torch.exp(-math.log(10000.0) * steps / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.frequencies: Tensor
         self.hidden = nn.Linear(TIME_FREQUENCIES, width)
@@ -252,3 +268,29 @@ def unpatchify(x: Tensor, patch: tuple[int, int, int], grid: tuple[int, int, int
     x = x.reshape(x.shape[0], gf, gh, gw, -1, pf, ph, pw)
     x = x.permute(0, 4, 1, 5, 2, 6, 3, 7)  # b c f' pf h' ph w' pw
     return x.reshape(x.shape[0], -1, gf * pf, gh * ph, gw * pw)
+
+
+def check_inputs(x_t: Tensor, t: Tensor, cond: Text, channels: int, text_width: int) -> None:
+    """ValueError where a denoiser's inputs are not x_t `b c f h w`, t `b` and text `b l text_width`."""
+    if x_t.ndim != 5 or x_t.shape[1] != channels:
+        raise ValueError(f"x_t {tuple(x_t.shape)}: expected `b {channels} f h w`")
+    if t.shape != x_t.shape[:1]:
+        raise ValueError(f"t {tuple(t.shape)}: expected one time a sample, ({x_t.shape[0]},)")
+    if cond.values.ndim != 3 or cond.values.shape[0] != x_t.shape[0] or cond.values.shape[2] != text_width:
+        raise ValueError(f"text {tuple(cond.values.shape)}: expected `{x_t.shape[0]} l {text_width}`")
+
+
+def needed_mask(mask: Tensor) -> Tensor | None:
+    """The mask, or None where every token is real: attention without a mask takes a faster path."""
+    fewest = int(mask.sum(dim=1).min())
+    if fewest == 0:
+        raise ValueError("a text without a single real token; every encoder gives an empty caption at least one")
+    return None if fewest == mask.shape[1] else mask
+
+
+def masked_mean(text: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the real tokens: `b l d` -> `b d`."""
+    if mask is None:
+        return text.mean(dim=1)
+    weights = mask.to(text.dtype) / mask.sum(dim=1, keepdim=True)  # b l
+    return (text * weights[:, :, None]).sum(dim=1)

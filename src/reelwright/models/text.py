@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
@@ -157,6 +157,9 @@ def well_formed(caption: str) -> str:
     return caption.encode("utf-8", "replace").decode("utf-8")
 
 
+Padding = Literal["trimmed", "encoded", "kept"]
+
+
 class _FrozenTextConfig(Config):
     model: str  # a transformers directory or a hub id
     subfolder: str = ""  # "text_encoder" inside a whole diffusers pipeline
@@ -180,19 +183,26 @@ class T5TextConfig(_FrozenTextConfig):
 
     type: Literal["t5"] = "t5"
     length: int = Field(default=128, ge=2)
+    padding: Padding = "trimmed"
 
     def build(self) -> FrozenText:
         """UserError where the model cannot be loaded."""
-        return FrozenText(self, {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"})
+        return FrozenText(self, {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}, self.padding)
 
 
 class FrozenText(nn.Module):
-    """A text encoder of transformers, never trained."""
+    """A text encoder of transformers, never trained.
+
+    `padding`, as pretrained video models differ in it: 'trimmed', the encoder sees the caption alone; 'encoded', it
+    sees the caption padded to `length`, but the padding is no part of the text; 'kept', padding is text like any other.
+    """
 
     trainable = False
     fitted = True
 
-    def __init__(self, config: CLIPTextConfig | T5TextConfig, classes: dict[str, str]) -> None:
+    def __init__(
+        self, config: CLIPTextConfig | T5TextConfig, classes: dict[str, str], padding: Padding = "trimmed"
+    ) -> None:
         super().__init__()
         import transformers
 
@@ -204,7 +214,7 @@ class FrozenText(nn.Module):
                 subfolder,
             )
 
-        self.config, self.length = config, config.length
+        self.config, self.length, self.padding = config, config.length, padding
         settings = load(transformers.AutoConfig, config.subfolder)
         if settings.model_type not in classes:
             raise UserError(
@@ -226,17 +236,18 @@ class FrozenText(nn.Module):
         return [len(ids) for ids in self.tokenizer(captions, truncation=False)["input_ids"]]
 
     def tokenize(self, captions: list[str]) -> Text:
-        """Ids `b l` and mask, l = the longest of them, at most `length`."""
-        tokens = self.tokenizer(
-            captions, padding="longest", truncation=True, max_length=self.length, return_tensors="pt"
-        )
-        return Text(tokens["input_ids"], tokens["attention_mask"].bool())
+        """Ids `b l` and mask, l = the longest of them, at most `length`, or always that where padding is encoded."""
+        to = "longest" if self.padding == "trimmed" else "max_length"
+        tokens = self.tokenizer(captions, padding=to, truncation=True, max_length=self.length, return_tensors="pt")
+        mask = tokens["attention_mask"].bool()
+        return Text(tokens["input_ids"], torch.ones_like(mask) if self.padding == "kept" else mask)
 
     @torch.no_grad()
     def forward(self, tokens: Text) -> Text:
         """Ids `b l` -> embeddings `b l width`, float32."""
+        seen = tokens.mask if self.padding == "trimmed" else torch.ones_like(tokens.mask)
         with torch.autocast(tokens.values.device.type, enabled=False):
-            hidden = self.encoder(input_ids=tokens.values, attention_mask=tokens.mask.long()).last_hidden_state
+            hidden = self.encoder(input_ids=tokens.values, attention_mask=seen.long()).last_hidden_state
         return Text(hidden.float(), tokens.mask)
 
     def fingerprint(self) -> str:
@@ -245,10 +256,8 @@ class FrozenText(nn.Module):
         settings = {
             "type": self.config.type,
             "length": self.length,
+            "padding": self.padding,
             "dtype": self.config.dtype,
             "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
         }
         return content_hash(settings, self.encoder.state_dict())
-
-
-TextConfig = Annotated[NativeTextConfig | CLIPTextConfig | T5TextConfig, Field(discriminator="type")]

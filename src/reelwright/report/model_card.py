@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reelwright.report.scores import numbered_conditions
+
 HEAD = """\
 ---
 library_name: reelwright
@@ -18,7 +20,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
     """Markdown; the same facts give the same card.
 
     `facts`: name, recipe (plain), recipe_text, parameters (how many were trained), parts (rows of part, class, numbers,
-    bytes, where it lies), origin, data (or None), scores, conditions.
+    bytes, where it lies), origin, data (or None), scores.
     """
     recipe, origin = facts["recipe"], facts["origin"]
     data, sampling = recipe["data"], recipe["sampling"]
@@ -49,7 +51,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         "",
         "## Scores",
         "",
-        *_scores(facts["scores"], facts["conditions"]),
+        *_scores(facts["scores"]),
         "",
         "## Provenance",
         "",
@@ -75,18 +77,20 @@ def _data_sentence(data: Mapping[str, Any] | None) -> str:
     )
 
 
-def _scores(rows: Sequence[Mapping[str, Any]], conditions: str) -> list[str]:
+def _scores(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return ["None has been measured on these weights."]
+    numbers, conditions = numbered_conditions(rows)
     cells = []
-    for row in rows:
+    for row, number in zip(rows, numbers, strict=True):
         bounds = (row.get("low"), row.get("high"))
         interval = "" if None in bounds else f"[{bounds[0]:.4g}, {bounds[1]:.4g}]"
         value = row.get("value")
         shown = f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
-        cells.append([row.get("row", ""), row.get("split", ""), row.get("metric", ""), shown, interval, row.get("n")])
-    table = _table(["row", "split", "metric", "value", "95 % interval", "n"], cells)
-    return [*table, "", conditions] if conditions else table
+        named = (row.get("row", ""), row.get("split", ""), row.get("metric", ""))
+        cells.append([*named, shown, interval, row.get("n"), number])
+    table = _table(["row", "split", "metric", "value", "95 % interval", "n", "how"], cells)
+    return [*table, *(line for n, text in enumerate(conditions, start=1) for line in ("", f"How {n}: {text}."))]
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:

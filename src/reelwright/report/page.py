@@ -53,7 +53,7 @@ tr:last-child td { border-bottom: 0; }
 td { overflow-wrap: break-word; max-width: 420px; }
 td.number { font-variant-numeric: tabular-nums; text-align: right; white-space: nowrap; }
 th.number { text-align: right; }
-td img { display: block; width: 96px; border-radius: 5px; image-rendering: pixelated; }
+td img { display: block; height: 56px; width: auto; max-width: none; border-radius: 5px; }
 figure { margin: 14px 0; padding: 16px; }
 figure svg, figure img { display: block; width: 100%; height: auto; }
 figure svg text { font-family: inherit !important; }

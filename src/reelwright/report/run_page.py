@@ -10,6 +10,7 @@ from typing import Any
 
 from reelwright.report.page import Page
 from reelwright.report.plots import held_out_by_time, loss_curve, score_bars
+from reelwright.report.scores import numbered_conditions
 from reelwright.run import RunDirectory, is_number, step_of
 
 SAMPLE_FORMATS = (".mp4", ".webm", ".gif")  # contact sheets lie there too, and would show the same again
@@ -142,10 +143,11 @@ def _prompt(path: Path) -> str:
 
 
 def _scores(page: Page, run: RunDirectory) -> None:
-    scores, conditions = run.read_scores()
+    scores, model = run.read_scores()
     if not scores:
         return
-    page.section("Scores", f"Each value with its 95 % interval. {conditions}".strip())
+    step = f" Of the weights after {model['steps_trained']:,} steps." if is_number(model.get("steps_trained")) else ""
+    page.section("Scores", f"Each value with its 95 % interval.{step}")
     drawn = [
         {**row, "row": ", ".join(str(row[key]) for key in ("row", "split") if row.get(key))}
         for row in scores
@@ -155,10 +157,13 @@ def _scores(page: Page, run: RunDirectory) -> None:
         page.image(score_bars(drawn))
     if run.evaluation_sheet.is_file():
         page.image(run.evaluation_sheet.read_bytes())
+    numbers, conditions = numbered_conditions(scores)
     page.table(
-        list(SCORE_COLUMNS),
-        [[row.get(key) for key in SCORE_COLUMNS] for row in scores],
+        [*SCORE_COLUMNS, "how"],
+        [[*(row.get(key) for key in SCORE_COLUMNS), number] for row, number in zip(scores, numbers, strict=True)],
     )
+    for number, text in enumerate(conditions, start=1):
+        page.text(f"How {number}: {text}.")
 
 
 def _curves(page: Page, records: Records, held_out: Sequence[tuple[float, ...]]) -> None:

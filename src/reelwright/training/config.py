@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from reelwright.config import Config
+from reelwright.training.lora import LoraConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -17,12 +18,15 @@ class TrainConfig(Config):
     steps: int | None = Field(default=1000, ge=1)  # optimizer steps; or give `epochs`
     epochs: float | None = Field(default=None, gt=0)  # passes over the training samples, instead of `steps`
     batch_size: int = Field(default=16, ge=1)  # samples per optimizer step over all processes
-    micro_batch: int | Literal["auto"] = "auto"  # samples per forward pass of one process; accumulation is derived
+    micro_batch: int | Literal["auto"] = "auto"  # samples per forward pass of one process, of the costliest bucket
+    micro_batch_power: float = Field(default=1.0, ge=0, le=4)  # a sample costs tokens^this; cheap ones go together
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)  # of the training samples that may turn out unreadable
     learning_rate: float = Field(default=1e-4, ge=0)
     warmup_steps: int = Field(default=100, ge=0)
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     final_lr_fraction: float = Field(default=0.0, ge=0, le=1)  # of learning_rate, where cosine and linear end
     weight_decay: float = Field(default=0.01, ge=0)
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"] = "adamw"  # all but adamw: bitsandbytes
     betas: tuple[float, float] = (0.9, 0.99)
     clip_norm: float | None = Field(default=1.0, gt=0)  # largest gradient norm; null: no clipping
     precision: Precision = "auto"  # of the forward and backward pass; master weights are always float32
@@ -37,6 +41,12 @@ class TrainConfig(Config):
     track_best: bool = False  # keep the checkpoint of the lowest held-out loss and generate from it
     sample_every: int = Field(default=500, ge=0)  # sample videos; 0: only at the end
     sample_prompts: tuple[str, ...] | int = 4  # prompts of the sample videos, or how many captions to take
+    lora: LoraConfig | None = (
+        None  # small matrices beside the frozen weights of a trained model; null: all weights train
+    )
+    start_from: str | None = None  # a run, checkpoint or exported model whose weights training begins with
+    freeze: tuple[str, ...] = ()  # weights that keep their values: names or beginnings of them, * for any part
+    train_only: tuple[str, ...] = ()  # the weights that train, all others keep their values
     log_every: int = Field(default=10, ge=1)
     tensorboard: bool = True
     wandb: str | None = None  # Weights & Biases project name; null: not used
@@ -60,6 +70,12 @@ class TrainConfig(Config):
                 f"final_lr_fraction = {self.final_lr_fraction} has no effect with lr_schedule = 'constant'; "
                 "use cosine or linear, or leave it at 0"
             )
+        if self.freeze and self.train_only:
+            raise ValueError("freeze and train_only: give one of them; either says what the other leaves")
+        if self.lora is not None and (self.freeze or self.train_only):
+            raise ValueError(
+                "freeze, train_only: no effect with lora, which trains its own matrices alone; leave them out"
+            )
         if self.track_best and not self.evaluate_every:
             raise ValueError("track_best = true has no effect while evaluate_every = 0; set evaluate_every")
         return self
@@ -71,6 +87,7 @@ RESUMABLE_KEYS = frozenset(
     for name in (
         "steps",
         "epochs",
+        "max_bad_fraction",
         "save_every",
         "keep_checkpoints",
         "evaluate_every",

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from reelwright.training.config import TrainConfig
+from reelwright.types import UsageError
 
 STATE = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps of a parameter
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW (Loshchilov & Hutter 2019); weight decay on matrices only, not on norms, biases and vectors."""
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019); weight decay on matrices only, not on norms, biases and vectors.
+
+    Fused, or one of bitsandbytes': moments in 8 bits (Dettmers et al. 2022, arXiv 2110.02861), paged out to the CPU.
+    UsageError where that is not installed.
+    """
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    try:
+        from bitsandbytes import optim  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UsageError(
+            f"train.optimizer = {config.optimizer}: needs bitsandbytes, which is not installed: pip install "
+            "bitsandbytes; or use adamw"
+        ) from None
+    if config.optimizer.startswith("paged") and not trainable[0].is_cuda:
+        raise UsageError(f"train.optimizer = {config.optimizer}: pages between GPU and CPU; without a GPU use adamw")
+    made = {"adamw8bit": optim.AdamW8bit, "paged_adamw": optim.PagedAdamW, "paged_adamw8bit": optim.PagedAdamW8bit}
+    return made[config.optimizer](groups, lr=config.learning_rate, betas=config.betas)
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
@@ -46,18 +64,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's state as named tensors: `<state>.<parameter name>`.
 
-    A parameter that has had no gradient yet has no state; it is given the zeros AdamW would start it with, so that a
-    missing tensor always means damage.
+    A parameter that has had no gradient yet has no state; it is given what the optimizer would start it with, so that
+    a missing tensor always means damage.
     """
     tensors = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        state = optimizer.state.get(parameter) or {
-            key: torch.zeros(()) if key == "step" else torch.zeros_like(parameter) for key in STATE
-        }
-        for key in STATE:
-            tensors[f"{key}.{name}"] = state[key]
+        if parameter.requires_grad:
+            for key, value in _state_of(optimizer, parameter).items():
+                tensors[f"{key}.{name}"] = value if isinstance(value, torch.Tensor) else torch.tensor(value)
     return tensors
 
 
@@ -69,16 +83,33 @@ def load_optimizer_tensors(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        state = {}
-        for key in STATE:
+        state = dict(_state_of(optimizer, parameter))
+        for key, before in state.items():
             full = f"{key}.{name}"
             if full not in tensors:
                 raise ValueError(f"the optimizer's state has no '{full}'")
             left.discard(full)
-            value, shape = tensors[full], torch.Size() if key == "step" else parameter.shape
+            value = tensors[full]
+            shape = before.shape if isinstance(before, torch.Tensor) else torch.Size()
             if value.shape != shape:
                 raise ValueError(f"the optimizer's '{full}' is {tuple(value.shape)}, expected {tuple(shape)}")
-            state[key] = value.to(parameter.device, copy=True)  # the step too: fused AdamW wants it beside the weights
+            state[key] = before.copy_(value) if isinstance(before, torch.Tensor) else int(value)  # in its own memory
         optimizer.state[parameter] = state
     if left:
         raise ValueError(f"the optimizer's state has tensors of no parameter: {', '.join(sorted(left)[:5])}")
+
+
+def _state_of(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> dict[str, Any]:
+    """What the optimizer keeps of a parameter; before its first step, what it would start with."""
+    state = optimizer.state.get(parameter)
+    if state:
+        return state
+    if isinstance(optimizer, torch.optim.AdamW):  # the step too: fused AdamW wants it beside the weights
+        zeros = {key: torch.zeros_like(parameter) for key in STATE if key != "step"}
+        return {**zeros, "step": torch.zeros((), device=parameter.device)}
+    made: Any = optimizer  # of bitsandbytes
+    for group_number, group in enumerate(made.param_groups):
+        for number, candidate in enumerate(group["params"]):
+            if candidate is parameter:
+                made.init_state(group, parameter, group_number, number)
+    return made.state[parameter]

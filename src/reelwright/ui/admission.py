@@ -27,8 +27,8 @@ from reelwright.ui.workspace import Kind, Workspace
 
 MAX_FRAMES, MAX_SIDE, MAX_BATCH, MAX_STEPS = 1024, 4096, 65536, 100_000_000
 HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-FOREIGN_GROUPS = ("codec", "text")
-FOREIGN_MODEL, FOREIGN_FOLDERS = "model", ("subfolder", "tokenizer_subfolder")  # of frozen codecs and text encoders
+FOREIGN_GROUPS = ("codec", "text", "model")
+FOREIGN_MODEL, FOREIGN_FOLDERS = "model", ("subfolder", "tokenizer_subfolder")  # of what was made elsewhere
 
 
 def admit(workspace: Workspace, kind: str, request: Mapping[str, Any]) -> Config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -46,10 +45,9 @@ def command_for(workspace: Workspace, job: Job, folder: Path) -> Command:
     request = REQUESTS[job.kind].parse(job.request, origin=job.kind)
     if isinstance(request, TrainRequest):
         recipe = admit_recipe(workspace, request.recipe, request.changes)
-        run_dir = request.fork or str(recipe.run_dir)
+        run = trained_run(workspace, request)
         arguments = ["train", _snapshot(recipe, folder), *([f"--fork={request.fork}"] if request.fork else [])]
-        real = workspace.root / run_dir
-        return Command(tuple(arguments), (_named(workspace, real),), "", real, recipe.train.steps or 0)
+        return Command(tuple(arguments), (run,), "", workspace.root / run, recipe.train.steps or 0)
     if isinstance(request, PrepareRequest):
         recipe = admit_recipe(workspace, request.recipe, request.changes)
         flags = [flag for flag, on in (("--verify", request.verify), ("--refit", request.refit)) if on]
@@ -65,6 +63,12 @@ def command_for(workspace: Workspace, job: Job, folder: Path) -> Command:
         return Command(("inspect", source, *settings, f"--html={page}", "--json"), outputs, "inspection.json")
     assert isinstance(request, EvaluateRequest)
     return _evaluation(workspace, request, folder)
+
+
+def trained_run(workspace: Workspace, request: TrainRequest) -> str:
+    """The run directory that a training job writes, by its name in the workspace."""
+    run_dir = request.fork or admit_recipe(workspace, request.recipe, request.changes).run_dir
+    return _named(workspace, workspace.root / run_dir)
 
 
 def _evaluation(workspace: Workspace, request: EvaluateRequest, folder: Path) -> Command:
@@ -97,27 +101,14 @@ def read_progress(command: Command, log_path: Path) -> JobProgress:
         progress = JobProgress(int(counted["done"]), int(counted["total"]), text[:200])
     training = command.run_dir is not None and any(" parameters on " in line for line in lines)
     if training and command.run_dir is not None:
-        figures = _last_figures(RunDirectory(command.run_dir).metrics_path)
+        figures = RunDirectory(command.run_dir).recent_metrics()
         total = command.steps or (progress.total if counted and counted["stage"] == "training" else 0)
         step = int(figures.get("step", 0))
         if counted and counted["stage"] == "training":
             step = max(step, progress.done)
-        loss = f", loss {figures['loss']:.4f}" if isinstance(figures.get("loss"), float) else ""
+        loss = f", loss {figures['loss']:.4f}" if "loss" in figures else ""
         return JobProgress(step, total, f"training{loss}")
     return progress
-
-
-def _last_figures(path: Path) -> dict[str, float]:
-    """The last whole line of metrics.jsonl, with the last loss it told of."""
-    found: dict[str, float] = {}
-    for line in tail(path).split("\n")[-20:]:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            found |= record
-    return found
 
 
 def final_message(log_path: Path, code: int) -> str:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from reelwright.config import Config, parse_yaml
+from reelwright.diffusion.losses import LOSSES
 from reelwright.diffusion.sampler import SAMPLERS
 from reelwright.recipe import DEFAULT_TYPES, Recipe
 from reelwright.types import UsageError
@@ -29,7 +30,10 @@ from reelwright.types import UsageError
 FieldType = Literal["int", "float", "bool", "choice", "text", "path", "list"]
 
 GENERAL = "general"
-CHOICES_BY_KEY = {"sampling.sampler": tuple(SAMPLERS)}  # checked by a validator, so the annotation does not tell
+CHOICES_BY_KEY = {
+    "sampling.sampler": tuple(SAMPLERS),  # checked by a validator, so the annotation does not tell
+    "objective.loss": tuple(LOSSES),
+}
 _SIMPLE: dict[Any, FieldType] = {bool: "bool", int: "int", float: "float", str: "text", Path: "path"}
 
 
@@ -272,6 +276,9 @@ def _bounds(info: FieldInfo) -> tuple[float | None, float | None]:
 
 
 def _models(annotation: Any) -> list[type[Config]]:
+    """The groups of settings one of which stands here; none where it may be left out or is a list: typed as YAML."""
+    if get_origin(annotation) in (list, tuple, dict) or type(None) in get_args(annotation):
+        return []
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
     return [model for inner in get_args(annotation) for model in _models(inner)]

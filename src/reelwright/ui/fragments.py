@@ -125,7 +125,8 @@ def progress_bar(job: Job) -> str:
 def job_subject(job: Job) -> str:
     """What a job is about, as its user called it."""
     request = job.request
-    return str(request.get("prompt") or request.get("recipe") or request.get("data") or request.get("video") or "")
+    named = ("prompt", "recipe", "data", "video", "model")
+    return str(next((request[name] for name in named if request.get(name)), ""))
 
 
 def job_card(job: Job) -> str:

@@ -21,9 +21,10 @@ from typing import Any, cast
 
 from reelwright.types import UsageError, UserError
 from reelwright.ui.admission import admit, problem_of
-from reelwright.ui.commands import tail
+from reelwright.ui.commands import tail, trained_run
 from reelwright.ui.processes import end_process
 from reelwright.ui.records import Job, JobKind, JobProgress, JobState, JobStore, Lane, new_job
+from reelwright.ui.requests import TrainRequest
 from reelwright.ui.runners import Control, Stopped, WorkerProcess, run_command, run_video
 from reelwright.ui.workspace import Workspace
 
@@ -61,14 +62,22 @@ class JobQueue:
             thread.start()
 
     def submit(self, kind: str, request: Mapping[str, Any]) -> Job:
-        """Check the request and queue it. UsageError names every wrong field; UserError where too many wait."""
+        """Check the request and queue it. UsageError names every wrong field; UserError where too many wait, or where
+        the run is being trained, or waits to be, already."""
         checked = admit(self.workspace, kind, request)
+        outputs = (trained_run(self.workspace, checked),) if isinstance(checked, TrainRequest) else ()
         with self._changed:
             if self._closing:
                 raise UserError("the server is being stopped; nothing more is queued")
             if sum(job.state == "queued" for job in self._jobs.values()) >= MAX_QUEUED:
                 raise UserError(f"{MAX_QUEUED} jobs are waiting already; stop some, or wait")
-            job = new_job(self._store.next_id(), cast(JobKind, kind), checked.plain())
+            for other in self._jobs.values():
+                if other.active and other.kind == kind == "train" and other.outputs == outputs:
+                    doing = "is being trained" if other.state == "running" else "waits to be trained"
+                    raise UserError(
+                        f"{other.outputs[0]}: {doing} already, by job {other.id}; stop that one first, or wait"
+                    )
+            job = new_job(self._store.next_id(), cast(JobKind, kind), checked.plain(), outputs)
             try:
                 self._store.save(job)
             except OSError as error:

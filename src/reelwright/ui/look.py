@@ -114,6 +114,14 @@ pre.rw-code, .rw-card pre { margin: 6px 0 0; padding: 10px 12px; background: var
   font: 12.5px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
 .rw-curve { overflow-x: auto; } .rw-curve svg { display: block; width: 100%; min-width: 560px; height: auto;
   color: var(--rw-ink); }
+.rw-table { overflow: auto; max-height: 420px; border: 1px solid var(--rw-line); border-radius: 8px; margin-top: 10px; }
+.gradio-container .rw-table table { margin: 0; width: 100%; font-size: 12.5px; border-collapse: collapse;
+  font-variant-numeric: tabular-nums; }
+.gradio-container .rw-table :is(td, th) { padding: 4px 10px; text-align: left; border: 0;
+  border-bottom: 1px solid var(--rw-line); white-space: nowrap; }
+.gradio-container .rw-table :is(table, tbody, tr) { border: 0; }
+.gradio-container .rw-table td:nth-child(-n+3) { white-space: normal; min-width: 96px; }
+.rw-table th { position: sticky; top: 0; background: var(--rw-soft); color: var(--rw-faint); font-weight: 600; }
 .rw-report { width: 100%; height: 76vh; border: 1px solid var(--rw-line); border-radius: 12px;
   background: var(--rw-card); }
 .rw-form .form, .rw-form .block { border: 0; }

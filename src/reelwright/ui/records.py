@@ -43,7 +43,7 @@ class Job:
     request: dict[str, Any]  # as validated, see requests.py
     state: JobState
     progress: JobProgress = field(default_factory=JobProgress)
-    outputs: tuple[str, ...] = ()  # videos, a run directory, pages
+    outputs: tuple[str, ...] = ()  # videos, a run directory (known while it waits), pages
     notes: tuple[str, ...] = ()  # warnings to show beside the outputs
     error: str = ""  # one message: why it failed, or was stopped or interrupted
     created: float = 0.0  # seconds since the epoch
@@ -106,8 +106,8 @@ class JobStore:
         return self._folder / job.id / "log.txt"
 
 
-def new_job(id: str, kind: JobKind, request: dict[str, Any]) -> Job:
-    return Job(id, kind, request, "queued", created=time.time())
+def new_job(id: str, kind: JobKind, request: dict[str, Any], outputs: tuple[str, ...]) -> Job:
+    return Job(id, kind, request, "queued", outputs=outputs, created=time.time())
 
 
 def _from_plain(plain: dict[str, Any], id: str) -> Job:

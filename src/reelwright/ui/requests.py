@@ -10,9 +10,11 @@ from reelwright.config import Config
 
 MAX_PROMPT_CHARACTERS = 4000
 MAX_VIDEO_NUMBERS = 2**28  # frames x height x width of one video
+MAX_EVALUATED = 4096  # videos a split
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
+Checkpoint = Annotated[str | None, Field(pattern=r"^((step-)?\d{1,12}|newest)$")]
 SamplerName = Literal["ddpm", "ddim", "euler", "heun", "dpmpp_2m", "unipc"]
 
 
@@ -24,7 +26,7 @@ class _VideoRequest(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     offload: bool = False
-    checkpoint: str | None = Field(default=None, pattern=r"^(step-)?\d{1,12}$")  # of a run; None: best or newest
+    checkpoint: Checkpoint = None  # of a run; None: the best one tracked, else the newest
     raw: bool = False
 
 
@@ -107,14 +109,14 @@ class EvaluateRequest(Config):
 
     model: Name
     metrics: str = Field(default="auto", pattern=r"^[a-z0-9_]+(,[a-z0-9_]+){0,19}$")
-    prompts: int = Field(default=256, ge=2, le=4096)
+    prompts: int = Field(default=256, ge=2, le=MAX_EVALUATED)
     steps: int | None = Field(default=None, ge=1, le=1000)
     guidance: float | None = Field(default=None, ge=0, le=100)
     sampler: SamplerName | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    checkpoint: str | None = Field(default=None, pattern=r"^(step-)?\d{1,12}$")
+    checkpoint: Checkpoint = None
     raw: bool = False
 
 

@@ -1,4 +1,4 @@
-"""A run as the page shows it while it trains: where it is, its loss curve, its samples, the end of its log.
+"""A run as the page shows it: where it is, its loss curve, samples and scores, the end of its log.
 
 Only the run directory is read, so that a run started from the command line is shown just the same.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reelwright.report.plots import loss_curve
+from reelwright.report.scores import numbered_conditions
 from reelwright.run import RunDirectory, is_number
 from reelwright.types import UserError
 from reelwright.ui.commands import tail
@@ -24,6 +25,7 @@ from reelwright.video.write import FORMATS
 
 MAX_POINTS, MAX_CURVES = 1500, 16
 MAX_SAMPLES, LOG_LINES = 8, 14
+_SCORE_COLUMNS = ("metric", "row", "split", "value", "low", "high", "n")
 
 
 class Curves:
@@ -117,6 +119,36 @@ def samples(desk: Desk, names: Sequence[str]) -> str:
         return ""
     cards = "".join(output_card(desk, name, ()) for name in names)
     return f'<p class="rw-title">Samples, the newest first</p><div class="rw-grid">{cards}</div>'
+
+
+def scores(path: Path | None) -> str:
+    """What `evaluate` measured, every row with those it must be held against."""
+    if path is None:
+        return ""
+    try:
+        rows, model = RunDirectory(path.parent).read_scores()
+    except UserError as damage:
+        return notice(str(damage), "bad")
+    if not rows:
+        return ""
+    numbers, conditions = numbered_conditions(rows)
+    heads = "".join(f"<th>{escape(name)}</th>" for name in (*_SCORE_COLUMNS, "how"))
+    lines = "".join(
+        "<tr>"
+        + "".join(f"<td>{_cell(value)}</td>" for value in (*(row.get(k) for k in _SCORE_COLUMNS), number))
+        + "</tr>"
+        for row, number in zip(rows, numbers, strict=True)
+    )
+    step = f" after {model['steps_trained']:,} steps" if is_number(model.get("steps_trained")) else ""
+    notes = "".join(f'<p class="rw-facts">how {n}: {escape(text)}</p>' for n, text in enumerate(conditions, start=1))
+    return (
+        f'<p class="rw-title">Scores{step}, 95 % intervals</p><div class="rw-table"><table><tr>{heads}</tr>{lines}'
+        f"</table></div>{notes}"
+    )
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else escape(value)
 
 
 def log_end(path: Path | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import queue
 import re
 import signal
@@ -15,15 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reelwright.children import kill_group
+from reelwright.children import POLL_SECONDS, kill_group, watch
 from reelwright.types import UserError
 from reelwright.ui.admission import admit_model
-from reelwright.ui.commands import command_for, final_message, read_progress
+from reelwright.ui.commands import command_for, final_message, read_progress, tail
 from reelwright.ui.processes import identity_of, start_child
 from reelwright.ui.records import Job, JobProgress
 from reelwright.ui.workspace import Workspace
 
-POLL_SECONDS = 0.2
 STOP_SECONDS = 20.0  # after which a job that was asked to stop is killed; training only when asked again
 _INTERRUPTED = 130
 
@@ -63,27 +63,21 @@ def run_command(workspace: Workspace, job: Job, folder: Path, log_path: Path, co
             cwd=workspace.root, stdin=subprocess.DEVNULL, stdout=out, stderr=log,
         )  # fmt: skip
     control.update(process=identity_of(process.pid))
-    signalled = False
-    try:
-        while process.poll() is None:
-            if control.stop.is_set() and not signalled:
-                process.send_signal(signal.SIGINT)
-                signalled = True
-            waited = time.monotonic() - control.stop_asked
-            if signalled and (control.kill.is_set() or (job.kind != "train" and waited > STOP_SECONDS)):
-                kill_group(process.pid)
-            control.update(progress=read_progress(command, log_path))
-            control.stop.wait(POLL_SECONDS) if not signalled else time.sleep(POLL_SECONDS)
-    finally:
-        kill_group(process.pid)  # what it started must not outlive it
-        process.wait()
-    code = process.returncode
+    watch(
+        process,
+        lambda: control.update(progress=read_progress(command, log_path)),
+        control.stop.is_set,
+        control.kill.is_set,
+        grace_seconds=math.inf if job.kind == "train" else STOP_SECONDS,
+    )
     control.update(progress=read_progress(command, log_path))
-    if signalled and (code == _INTERRUPTED or code < 0):
+    code = process.returncode
+    if control.stop.is_set() and (code == _INTERRUPTED or code < 0):
         raise Stopped
     if code != 0:
         raise UserError(final_message(log_path, code))
-    return Result(command.outputs)
+    said = tail(log_path).strip().rpartition("\n")[2] if job.kind == "prepare" else ""
+    return Result(command.outputs, (said,) if said else ())
 
 
 class WorkerProcess:

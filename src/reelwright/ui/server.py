@@ -27,20 +27,25 @@ if TYPE_CHECKING:
 EXTRA = ("gradio", "fastapi", "uvicorn")
 LOCAL_ADDRESS, ANY_ADDRESS = "127.0.0.1", "0.0.0.0"
 OPEN_REQUEST_SECONDS = 2  # what is left to open pages when the server is stopped
-# Before Gradio is imported: nothing is reported to anyone, and nothing is read from a hub.
+# Before Gradio is imported, for the jobs' processes too: nothing is reported to anyone.
 ENVIRONMENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # a hub id means what was fetched before
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where the page is served, and to whom. `port` 0: any that is free. `token` None with `listen`: one is made."""
+    """Where the page is served, and to whom. `port` 0: any that is free. `token` None with `listen`: one is made.
+
+    `fetch`: jobs may fetch the models that recipes name by a hub id.
+    """
 
     workspace: Path
     port: int = 7860
     listen: bool = False
     token: str | None = None
+    fetch: bool = False
 
     def __post_init__(self) -> None:
         if self.token is not None and (len(self.token) < MIN_TOKEN_CHARACTERS or not self.token.isprintable()):
@@ -60,8 +65,9 @@ def serve(options: ServerOptions, say: Say) -> None:
     with contextlib.closing(bind(options)) as listener:
         port = listener.getsockname()[1]
         token = options.token or (secrets.token_urlsafe(24) if options.listen else None)
-        os.environ |= ENVIRONMENT | {"GRADIO_TEMP_DIR": str(workspace.upload_folder)}
         queue = JobQueue(workspace)
+        os.environ |= ENVIRONMENT | {"GRADIO_TEMP_DIR": str(workspace.upload_folder)}
+        os.environ |= {} if options.fetch else OFFLINE
         clear_incoming(workspace.upload_folder, 0.0)
         try:
             guarded = Guard(

@@ -1,4 +1,4 @@
-"""The tab Train: a recipe picked, edited and started as a job; a run watched, stopped, resumed and sampled."""
+"""The tab Train: a recipe picked, edited, prepared and trained; a run watched, stopped, resumed, sampled, measured."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import gradio as gr
 
 from reelwright.types import UserError
-from reelwright.ui.controls import stage
+from reelwright.ui.controls import number, stage
 from reelwright.ui.desk import Desk, Seen
 from reelwright.ui.fragments import CLICKS, empty, notice, signature
-from reelwright.ui.requests import MAX_PROMPT_CHARACTERS
-from reelwright.ui.run_view import Curves, log_end, run_file, sample_names, samples, status, training_job
+from reelwright.ui.requests import MAX_EVALUATED, MAX_PROMPT_CHARACTERS, EvaluateRequest
+from reelwright.ui.run_view import Curves, log_end, run_file, sample_names, samples, scores, status, training_job
 from reelwright.ui.train_form import RecipeForm
 
 _NO_RECIPE = [
@@ -31,7 +31,7 @@ class TrainPage:
         with gr.Column(elem_classes="rw-panel"):
             self._build_run()
         self.live = [self.recipe, self.hint, self.run, self.stop, self.resume, self.status, self.curve, self.samples,
-                     self.now, self.log]  # fmt: skip
+                     self.now, self.scores, self.log]  # fmt: skip
         self._connect()
 
     def _build_start(self) -> None:
@@ -48,7 +48,9 @@ class TrainPage:
                 label="New run directory", placeholder="runs/second", elem_id="train-fork",
                 info="for a run whose settings are to change: it stays as it is, and the new one goes on from it",
             )  # fmt: skip
-        self.start = gr.Button("Start training", variant="primary", elem_id="train-go")
+        with gr.Row():
+            self.start = gr.Button("Start training", variant="primary", elem_id="train-go")
+            self.prepare = gr.Button("Only prepare", elem_id="train-prepare")
         self.said = gr.HTML(elem_id="train-said")
 
     def _build_run(self) -> None:
@@ -71,6 +73,18 @@ class TrainPage:
         self.run_said = gr.HTML(elem_id="run-said")
         self.now = gr.HTML(elem_id="run-now", js_on_load=CLICKS)
         self.samples = gr.HTML(elem_id="run-samples", js_on_load=CLICKS)
+        with gr.Accordion("Evaluate", open=False), gr.Row(elem_classes="rw-end"):
+            self.metrics = gr.Textbox(
+                "auto", label="Metrics", scale=3, min_width=180, elem_id="evaluate-metrics",
+                info="auto: what fits the data; or some of shapes, memorisation, nearest, temporal, dynamic, heldout, "
+                "speed, with commas between",
+            )  # fmt: skip
+            usual = EvaluateRequest.model_fields["prompts"].default
+            self.prompts = number(
+                "Videos", usual, minimum=2, maximum=MAX_EVALUATED, scale=1, elem_id="evaluate-prompts"
+            )  # fmt: skip
+            self.evaluate = gr.Button("Evaluate", size="sm", scale=1, min_width=90, elem_id="evaluate-go")
+        self.scores = gr.HTML(elem_id="run-scores")
         self.log = gr.HTML(elem_id="run-log")
 
     def _connect(self) -> None:
@@ -78,6 +92,8 @@ class TrainPage:
         self.recipe.change(self.form.load, self.recipe, [self.problem, *self.form.components])
         self.yaml_tab.select(self.form.as_yaml, values, self.yaml)
         self.start.click(self._start, [self.fork, *values], [self.said, self.run])
+        self.prepare.click(self._prepare, values, self.said)
+        self.evaluate.click(self._evaluate, [self.run, self.metrics, self.prompts], self.run_said)
         self.stop.click(self._stop, self.run, self.run_said)
         self.resume.click(self._resume, self.run, self.run_said)
         self.sample.click(self._sample, [self.run, self.prompt], self.run_said)
@@ -95,6 +111,13 @@ class TrainPage:
         said = notice("Queued: the data is prepared first. It goes on if you close this page.", "good")
         return said, gr.update(choices=list(dict.fromkeys([run, *self._desk.runs()])), value=run)
 
+    def _prepare(self, name: str | None, *values: Any) -> str:
+        recipe, changes, problem = self.form.read(name, values)
+        if recipe is None:
+            return notice(problem, "bad")
+        said = "Queued. What it says at its end stands in the list of jobs."
+        return self._desk.submitted("prepare", {"recipe": name, "changes": changes}, said)
+
     def _stop(self, run: str | None) -> str:
         job = training_job(self._desk, run or "")
         if job is None or not job.active:
@@ -103,18 +126,25 @@ class TrainPage:
         return notice("Asked to stop. It saves before it ends.")
 
     def _resume(self, run: str | None) -> str:
-        """By the request that began the run; by the run's own recipe where it was begun elsewhere."""
+        """By the request that began the run; by the run's own recipe, where it lies now, if it was begun elsewhere."""
         job = training_job(self._desk, run or "")
         if job is not None and job.active:
             return notice("It is training already.")
-        request = job.request if job is not None else {"recipe": f"{run}/recipe.yaml"}
+        request = job.request if job is not None else {"recipe": f"{run}/recipe.yaml", "changes": {"run_dir": run}}
         return self._desk.submitted("train", request, "Queued: it goes on from its newest checkpoint.")
 
     def _sample(self, run: str | None, prompt: str | None) -> str:
         if not run or not (prompt or "").strip():
             return notice("Choose a run, and say what the sample shows.", "bad")
         said = "Queued; it appears below, and in outputs/."
-        return self._desk.submitted("generate", {"model": run, "prompt": prompt}, said)
+        return self._desk.submitted("generate", {"model": run, "prompt": prompt, "checkpoint": "newest"}, said)
+
+    def _evaluate(self, run: str | None, metrics: str | None, prompts: float | None) -> str:
+        if not run:
+            return notice("Choose a run.", "bad")
+        given = {"metrics": (metrics or "").replace(" ", ""), "prompts": prompts}
+        request = {"model": run, **{name: value for name, value in given.items() if value}}
+        return self._desk.submitted("evaluate", request, "Queued behind what trains; the scores appear below.")
 
     def refresh(self, seen: Seen, recipe: str | None, run: str | None) -> list[Any]:
         """What `live` shows now."""
@@ -127,6 +157,7 @@ class TrainPage:
         log = run_file(desk.workspace, shown, "training.log") if shown else None
         active = job is not None and job.active
         metrics = run_file(desk.workspace, shown, "metrics.jsonl") if shown else None
+        measured = run_file(desk.workspace, shown, "scores.json") if shown else None
         nothing = empty("No recipe in this workspace yet", _NO_RECIPE) if not recipes else ""
         first = None if recipe in recipes or not recipes else recipes[0]
         return [
@@ -153,6 +184,7 @@ class TrainPage:
             desk.when_changed(
                 seen, "run.now", (shown, signature(now)), lambda: stage(desk, now, "", ()) if now else ""
             ),
+            desk.when_changed(seen, "run.scores", (shown, _grown(measured)), lambda: scores(measured)),
             desk.when_changed(seen, "run.log", (shown, _grown(log)), lambda: log_end(log)),
         ]
 

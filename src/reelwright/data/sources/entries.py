@@ -13,6 +13,7 @@ from reelwright.types import UsageError
 MAX_CAPTION_CHARACTERS = 10_000
 MAX_TEXT_BYTES = 1 << 20  # of a text file that holds one caption
 MAX_JSON_BYTES = 1 << 30  # of a JSON file, which is read whole; larger collections are .jsonl, .csv or .parquet
+EMPTY = "its caption is empty"
 _BLANKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
 
 
@@ -46,7 +47,7 @@ def clean_caption(value: Any) -> tuple[str, str | None]:
         return "", f"its caption is not text but {json.dumps(value, default=str)[:40]}"
     caption = _BLANKS.sub(" ", value).strip(" \ufeff")
     if not caption:
-        return "", "its caption is empty"
+        return "", EMPTY
     if len(caption) > MAX_CAPTION_CHARACTERS:
         return "", f"its caption has {len(caption)} characters, more than {MAX_CAPTION_CHARACTERS}"
     if not is_unicode(caption):

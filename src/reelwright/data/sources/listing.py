@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reelwright.data.config import ColumnsConfig, DataConfig
-from reelwright.data.sources.entries import Dropped, Entry, clean_caption, load_json
+from reelwright.data.sources.entries import EMPTY, Dropped, Entry, clean_caption, load_json
 from reelwright.data.sources.json_files import find_captions_json, find_metadata_json, kind_of_json, read_json_object
 from reelwright.data.sources.msrvtt import find_msrvtt, read_msrvtt
 from reelwright.data.sources.names import read_only
@@ -31,6 +31,8 @@ class Listing:
     dropped: tuple[Dropped, ...]
     format: str  # the format that was read, "auto" settled
     notes: tuple[Dropped, ...] = ()  # clips that are used although something about them had to be set aside
+    missing: int = 0  # videos (of films in parts, the parts) without any caption, `null` and an empty list among them
+    empty: int = 0  # with a caption that holds blanks at most
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def read_listing(config: DataConfig) -> Listing:
         raise UsageError(f"{places[0]}: holds no captions")
     gathered.check_split(name)
     clips, dropped, notes = gathered.settle(places[0])
-    return Listing(clips, tuple(sorted(dropped, key=lambda item: item.id)), name, notes)
+    return Listing(clips, tuple(sorted(dropped, key=lambda item: item.id)), name, notes, gathered.missing, gathered.empty)
 
 
 def _open(config: DataConfig) -> tuple[Videos, str, tuple[Path, ...]]:
@@ -172,6 +174,7 @@ class _Gathered:
         self._dropped: dict[str, str] = {}
         self._folders: dict[Path, str] = {}
         self.seen = False
+        self.missing = self.empty = 0  # as in `Listing`, once settled
 
     def add(self, item: Entry | Dropped) -> None:
         self.seen = True
@@ -217,6 +220,7 @@ class _Gathered:
                 dropped[id] = self._videos.refused[id]
             elif id not in self._parts:
                 uncaptioned[id] = f"has no caption in {place}"
+                self.missing += 1
             elif (source := _source(id, self._config.source_pattern)) is None:
                 dropped[id] = f"data.source_pattern {self._config.source_pattern!r} does not match its name"
             else:
@@ -252,12 +256,15 @@ class _Gathered:
             given = given[:1]
         good: list[str] = []
         faults: list[str] = []
-        for value in _each(given):
+        values = list(_each(given))
+        for value in values:
             caption, fault = clean_caption(value)
             if fault is None:
                 good.append(caption)
             else:
                 faults.append(fault)
+        self.missing += all(value is None for value in values)
+        self.empty += EMPTY in faults
         why = "; ".join(dict.fromkeys(faults))
         if not good:
             return (), why or "its list of captions is empty", ""

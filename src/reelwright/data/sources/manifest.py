@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from reelwright.types import Clip, FileSlice
+from reelwright.durable import replace_file
+from reelwright.types import Clip, FileSlice, UserError
 
 
 def write_clip_manifest(clips: Iterable[Clip], path: Path, split: str = "train") -> int:
@@ -14,17 +15,18 @@ def write_clip_manifest(clips: Iterable[Clip], path: Path, split: str = "train")
 
     A line is {"video", "captions", "start_seconds", "end_seconds", "split", "source", "path"}: the video relative to
     the videos folder, the times null where the whole video is meant, the path absolute (of a tar shard: the shard's,
-    with "offset" and "num_bytes").
+    with "offset" and "num_bytes"). A file that says the same already is left alone. UserError where it cannot be
+    written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    count = 0
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        for clip in clips:
-            file.write(json.dumps(_line(clip, split), ensure_ascii=False) + "\n")
-            count += 1
-    partial.replace(path)
-    return count
+    lines = [json.dumps(_line(clip, split), ensure_ascii=False) + "\n" for clip in clips]
+    text = "".join(lines)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_bytes() != text.encode("utf-8", "backslashreplace"):
+            replace_file(path, text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+    return len(lines)
 
 
 def _line(clip: Clip, split: str) -> dict[str, object]:
@@ -38,7 +40,6 @@ def _line(clip: Clip, split: str) -> dict[str, object]:
         "source": clip.source,
     }
     if isinstance(clip.video, FileSlice):
-        return line | {
-            "path": str(clip.video.container.resolve()), "offset": clip.video.offset, "num_bytes": clip.video.num_bytes,
-        }  # fmt: skip
-    return line | {"path": str(clip.video.resolve())}
+        shard = str(clip.video.container.absolute())
+        return line | {"path": shard, "offset": clip.video.offset, "num_bytes": clip.video.num_bytes}
+    return line | {"path": str(clip.video.absolute())}

@@ -1,38 +1,34 @@
-"""One set of videos beside real ones: rows, intervals, what a folder gives, and what each metric refuses."""
+"""One set of videos beside real ones: rows, intervals, controls, and what each metric refuses."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from quality_videos import make_videos
 
-from reelwright import quality
 from reelwright.generate import Compute
 from reelwright.loading import load_model
 from reelwright.metrics.clip import ClipModel
-from reelwright.metrics.features import build_features
 from reelwright.metrics.frechet import frechet_distance
 from reelwright.metrics.statistics import mean_interval
 from reelwright.quality import (
     Measured,
     Subjects,
     VideoSet,
-    derangement,
-    folder_subjects,
+    build_features,
     load_clip,
     measure_clip,
     measure_frechet,
     measure_speed,
     measure_temporal,
-    model_subjects,
+    measures,
 )
+from reelwright.quality.measures import derangement
 from reelwright.recipe import SamplingConfig
-from reelwright.types import Size, UsageError, UserError
-from reelwright.video.write import write_video
+from reelwright.types import Size, UsageError
 from tiny_clip import save_tiny_clip
 
 CPU = torch.device("cpu")
@@ -48,16 +44,6 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
-def make_videos(count: int, seed: int, frames: int = 4, side: int = 24) -> list[np.ndarray]:
-    """Blocks of colour that slide by a pixel a frame."""
-    random = np.random.default_rng(seed)
-    videos = []
-    for _ in range(count):
-        picture = np.kron(random.integers(0, 256, (6, 6, 3)), np.ones((side // 6, side // 6, 1))).astype(np.uint8)
-        videos.append(np.stack([np.roll(picture, shift, axis=1) for shift in range(frames)]))
-    return videos
-
-
 @pytest.fixture(scope="module")
 def subjects() -> Subjects:
     captions = [f"caption number {n}" for n in range(8)]
@@ -71,9 +57,33 @@ def values(measured: Measured, metric: str) -> dict[str, float]:
 
 def test_no_caption_keeps_its_place():
     for count in (2, 3, 50):
-        order = derangement(count, seed=1)
+        captions = [f"caption {n}" for n in range(count)]
+        order = derangement(captions, seed=1)
         assert sorted(order) == list(range(count)) and all(here != there for here, there in enumerate(order))
-    assert derangement(50, 1) == derangement(50, 1) != derangement(50, 2)
+    assert derangement(captions, 1) == derangement(captions, 1) != derangement(captions, 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "captions", ["aabb", "abcabc", "aabbc", "abbbcccd", "aaabbbccc", "aab", "aaaaabc", "aaaa", "a"]
+)
+def test_a_repeated_caption_gets_other_words_wherever_there_are_enough(captions, seed):
+    order = derangement(captions, seed)
+    assert sorted(order) == list(range(len(captions)))
+    same = sum(captions[there] == captions[here] for here, there in enumerate(order))
+    most = max(captions.count(letter) for letter in captions)
+    assert same == max(0, 2 * most - len(captions)), "as few as can be"
+
+
+def test_videos_of_one_caption_have_no_shuffled_row(tiny_clip):
+    clip = load_clip(str(tiny_clip), CPU)
+    for captions, shuffled in ((["x"] * 4, 0), (["x", "x", "x", "y"], 2), (["x", "x", "y", "y"], 4)):
+        alone = Subjects(VideoSet("videos", make_videos(4, 0), captions), None, "captions", Size(4, 24, 24), 8.0)
+        measured = measure_clip(alone, clip, 0, quiet)
+        rows = {row["row"]: row["n"] for row in measured.rows if row["metric"] == "CLIP cosine"}
+        assert rows == {"videos": 4, **({"videos, shuffled captions": shuffled} if shuffled else {})}
+        told = [note for note in measured.notes if f"{4 - shuffled} of 4 find none with other words" in note]
+        assert len(told) == (shuffled < 4)
 
 
 def test_clip_rows_stand_beside_one_another(subjects, tiny_clip):
@@ -114,8 +124,8 @@ def test_cut_captions_are_told(tiny_clip):
 
 @pytest.fixture(scope="module")
 def few(subjects) -> Subjects:
-    sets = [VideoSet(one.name, one.videos[:3], one.captions[:3]) for one in subjects.sets]
-    return Subjects(*sets, subjects.split, subjects.size, subjects.fps)
+    made, real = (VideoSet(one.name, one.videos[:3], one.captions[:3]) for one in subjects.sets)
+    return Subjects(made, real, subjects.split, subjects.size, subjects.fps)
 
 
 def test_no_control_wins_the_table(few, tiny_clip):
@@ -179,88 +189,13 @@ def test_equal_sets_have_no_distance(subjects, tiny_clip):
 
 def test_the_speed_leaves_the_warm_up_out(trained_run, monkeypatch):
     clock = iter([-100.0, 0.0, 2.0, 10.0, 11.0, 20.0, 24.0])
-    monkeypatch.setattr(quality.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(measures.time, "perf_counter", lambda: next(clock))
     made = []
-    monkeypatch.setattr(quality, "generate_videos", lambda *a, **k: made.append(a[1]) or [])
+    monkeypatch.setattr(measures, "generate_videos", lambda *a, **k: made.append(a[1]) or [])
     model = load_model(str(trained_run))
     measured = measure_speed(model, ONE_STEP, Compute(CPU), quiet, repeats=3)
     (row,) = measured.rows
     assert len(made) == 4 and (row["value"], row["low"], row["high"]) == (4.0, 2.0, 8.0), "8 frames in 2, 1 and 4 s"
     (_, headers, (cells,)) = measured.tables[0]
     assert len(cells) == len(headers) and "1" in cells[headers.index("sampler, steps")]
-
-
-def test_a_model_is_measured_on_its_held_out_clips(trained_run):
-    model = load_model(str(trained_run))
-    found = model_subjects(model, ONE_STEP, Compute(CPU), 5, 0, quiet)
-    assert found.real is not None and found.split == "held-out captions"
-    assert found.made.captions == found.real.captions and 2 <= len(found.made.videos) <= 5
-    assert {v.shape for one in found.sets for v in one.videos} == {(8, 32, 32, 3)}
-    again = model_subjects(model, ONE_STEP, Compute(CPU), 2, 0, quiet)
-    assert all(np.array_equal(a, b) for a, b in zip(again.made.videos, found.made.videos, strict=False))
-
-
-def write_folder(folder: Path, videos: list[np.ndarray], fps: float = 8.0, captions: bool = True) -> Path:
-    named = {f"{n}.mp4": video for n, video in enumerate(videos)}
-    for name, video in named.items():
-        write_video(folder / name, video, fps)
-    if captions:
-        (folder / "captions.json").write_text(json.dumps({name: f"clip {name}" for name in named}))
-    return folder
-
-
-def test_a_folder_is_read_at_its_own_size_and_real_clips_at_the_same(tmp_path):
-    made = write_folder(tmp_path / "made", [*make_videos(3, 0, 6, 48), *make_videos(1, 1, 5, 96)])
-    real = write_folder(tmp_path / "real", [*make_videos(3, 2, 30, 72), *make_videos(1, 3, 2, 48)], fps=24.0)
-    found = folder_subjects(made, real, 10, quiet)
-    assert (found.size, found.fps) == (Size(5, 48, 48), 8.0), "what most have, as long as the shortest"
-    assert found.real is not None and len(found.made.videos) == 4 and len(found.real.videos) == 3
-    assert {v.shape for one in found.sets for v in one.videos} == {(5, 48, 48, 3)}
-    assert any("3.mp4 left out: shorter than 5 frames" in note for note in found.notes)
-    assert found.made.captions[1] == "clip 1.mp4"
-
-
-def test_generated_videos_bring_their_prompts(run_cli, trained_run, tmp_path):
-    out = tmp_path / "videos"
-    prompts = ["a red circle moves left", "a blue square grows"]
-    options = [part for prompt in prompts for part in ("--prompt", prompt)]
-    assert run_cli("generate", trained_run, *options, "--steps", 1, "--out", out).code == 0
-    found = folder_subjects(out, None, 10, quiet)
-    assert found.made.captions == prompts and found.real is None
-
-
-def test_folders_that_cannot_be_measured(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="neither a model nor a folder of captioned videos"):
-        folder_subjects(tmp_path / "empty", None, 10, quiet)
-    bare = write_folder(tmp_path / "bare", make_videos(2, 0), captions=False)
-    with pytest.raises(UsageError, match="neither a model nor a folder of captioned videos"):
-        folder_subjects(bare, None, 10, quiet)
-    one = write_folder(tmp_path / "one", make_videos(1, 0))
-    with pytest.raises(UsageError, match="1 videos of 4 frames at 8 fps; two are needed"):
-        folder_subjects(one, None, 10, quiet)
-    broken = write_folder(tmp_path / "broken", make_videos(2, 0))
-    for name in ("0.mp4", "1.mp4"):
-        (broken / name).write_bytes(b"not a video")
-    with pytest.raises(UsageError, match="none of its 2 videos can be read.*0.mp4 left out"):
-        folder_subjects(broken, None, 10, quiet)
-
-
-def test_a_clip_that_cannot_be_had_is_one_message(tmp_path, tiny_clip, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # spares the retries
-    with pytest.raises(UserError, match="--clip = nobody/none: cannot be loaded.*local directory"):
-        load_clip("nobody/none", CPU)
-    with pytest.raises(UserError, match="--clip = ./nowhere: no folder"):
-        load_clip("./nowhere", CPU)
-    other = shutil.copytree(tiny_clip, tmp_path / "other")
-    (other / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    with pytest.raises(UserError, match="holds a t5, no CLIP"):
-        load_clip(str(other), CPU)
-    odd = shutil.copytree(tiny_clip, tmp_path / "odd")
-    (odd / "preprocessor_config.json").write_text(json.dumps({"crop_size": 64}))
-    with pytest.raises(UserError, match="give no 32 x 32 pictures"):
-        load_clip(str(odd), CPU)
-    pickled = shutil.copytree(tiny_clip, tmp_path / "pickled")
-    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    with pytest.raises(UserError, match="is a pickle"):
-        load_clip(str(pickled), CPU)
+    assert row["split"].startswith("8x32x32 on cpu ("), "a speed belongs to its machine"

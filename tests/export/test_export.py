@@ -162,30 +162,40 @@ def test_the_card_tells_recipe_data_scores_and_origin(tmp_path: Path, trained_ru
     weights_sha256 = load_model(str(run)).weights_sha256
     rows = [
         {"row": "model", "metric": "joint | accuracy", "value": 0.25, "low": 0.1, "high": 0.5, "n": 256,
-         "model_sha256": weights_sha256[:12]},
-        {"row": "model", "metric": "of other weights", "value": 0.5, "model_sha256": "0" * 12},
+         "sampler": "euler", "steps": 4, "guidance": 2.0},
+        {"row": "model", "metric": "motion", "value": 0.5, "sampler": "ddim", "steps": 8},
     ]  # fmt: skip
-    RunDirectory(run).write_scores(rows, "measured on cpu")
+    RunDirectory(run).write_scores(rows, {"sha256": weights_sha256})
     exported = export_model(str(run), tmp_path / "out")
     prepared = open_prepared(Recipe.load(run / "recipe.yaml"))
     with open_model(str(tmp_path / "out")) as stored:
         assert stored.data is not None and stored.data.sha256 == prepared.data_sha256 == stored.origin.data_sha256
         assert (stored.data.clips, stored.data.held_out_clips) == (20, 4)
         assert stored.data.captions == len({c for s in prepared.training.samples.values() for c in s.captions})
-        assert [row["metric"] for row in stored.scores] == ["joint | accuracy", "loss at fixed noise, while training"]
+        assert [row["metric"] for row in stored.scores] == [
+            "joint | accuracy", "motion", "loss at fixed noise, while training"
+        ]  # fmt: skip
         held_out = [r for r in RunDirectory(run).read_metrics() if "heldout_loss" in r][-1]
-        assert stored.scores[1]["value"] == held_out["heldout_loss"] and held_out["step"] == 8
+        assert stored.scores[2]["value"] == held_out["heldout_loss"] and held_out["step"] == 8
         parameters = sum(p.numel() for p in DenoisingLoss(load_model(str(run)).bundle).parameters())
     card = (tmp_path / "out" / "README.md").read_text()
     for part in (
-        "20 clips (20 samples)", "4 more clips held out", "| model |  | joint \\| accuracy | 0.25 | [0.1, 0.5] | 256 |",
-        "measured on cpu", weights_sha256, "after 8 steps", "    train:", "learning_rate: 0.002",
+        "20 clips (20 samples)", "4 more clips held out",
+        "| model |  | joint \\| accuracy | 0.25 | [0.1, 0.5] | 256 | 1 |",
+        "How 1: sampler euler, steps 4, guidance 2.", "How 2: sampler ddim, steps 8.",
+        weights_sha256, "after 8 steps", "    train:", "learning_rate: 0.002",
         f"{parameters:,} trained parameters",
         "8 frames of 32x32 at 8 frames a second", f"torch {torch.__version__}", prepared.data_sha256,
     ):  # fmt: skip
         assert part in card, part
-    assert "of other weights" not in card
     assert any("names folders of this machine: run_dir, cache_dir, data.path" in note for note in exported.notes)
+
+
+def test_scores_of_other_weights_are_left_out(tmp_path: Path, trained_run: Path) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    RunDirectory(run).write_scores([{"row": "model", "metric": "of others", "value": 0.5}], {"sha256": "0" * 64})
+    export_model(str(run), tmp_path / "out")
+    assert "of others" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_raw_weights_do_not_carry_the_scores_of_the_average(tmp_path: Path, trained_run: Path) -> None:
@@ -319,7 +329,7 @@ class Killed(BaseException):
 
 def test_a_kill_at_any_sync_or_rename_leaves_a_whole_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the instant: the old one, the new one, or (between two renames) none, and the next export mends it."""
-    import reelwright.export as export_verb
+    import reelwright.export.placing as placing
     import reelwright.models.exported as exported_files
 
     run = str(write_run(tiny_recipe(tmp_path)).path)
@@ -336,10 +346,8 @@ def test_a_kill_at_any_sync_or_rename_leaves_a_whole_export(tmp_path: Path, monk
         return call
 
     # what a kill leaves: no clean-up runs either
-    monkeypatch.setattr(
-        export_verb, "_remove", lambda *paths, real=export_verb._remove: None if limit else real(*paths)
-    )
-    for owner, name in ((exported_files, "sync"), (export_verb, "sync"), (Path, "rename"), (Path, "replace")):
+    monkeypatch.setattr(placing, "_remove", lambda *paths, real=placing._remove: None if limit else real(*paths))
+    for owner, name in ((exported_files, "sync"), (placing, "sync"), (Path, "rename"), (Path, "replace")):
         monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
     seen = set()
     for number in range(1, 100):
@@ -451,6 +459,32 @@ def test_a_frozen_part_that_is_gone_is_named(tmp_path: Path, frozen_run: RunDire
     with pytest.raises(UserError, match=r"text.model = .*parts/text: no folder"):
         export_model(str(frozen_run.path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    assert_nothing_half_written(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["load_file", "text"])
+def test_what_cannot_be_read_is_not_called_a_full_disk(
+    tmp_path: Path, frozen_run: RunDirectory, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The parts to copy in lie on a disk that gives an error."""
+    out = tmp_path / "out"
+    export_model(str(frozen_run.path), out)
+
+    def broken(*_: object, **__: object) -> Any:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        if name == "load_file":
+            patch.setattr("reelwright.models.exported.load_file", broken)
+        else:
+            read = Path.read_text
+            patch.setattr(
+                Path, "read_text", lambda p, *a, **k: broken() if p.name == "config.json" else read(p, *a, **k)
+            )
+        with pytest.raises(UserError, match="cannot be read.*Input/output error") as told:
+            export_model(str(out), tmp_path / "second")
+    assert "could not be written" not in str(told.value) and "bytes are free" not in str(told.value)
+    assert not (tmp_path / "second").exists()
     assert_nothing_half_written(tmp_path)
 
 

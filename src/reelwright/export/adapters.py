@@ -1,0 +1,135 @@
+"""A LoRA run -> one file in the naming other programs read; a pretrained family -> the pipeline diffusers runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from reelwright.config import to_yaml
+from reelwright.durable import sync
+from reelwright.loading import StoredModel, build_model, full_precision, local_recipe
+from reelwright.models.exported import METADATA_KEY, NETWORK_CONFIG, NETWORK_WEIGHTS, NETWORKS, RECIPE, Contents
+from reelwright.pretrained.base import FamilyConfig
+from reelwright.pretrained.lora_keys import comfyui_tensors, diffusers_tensors
+from reelwright.training.lora import LoraConfig, merge, updates_of
+from reelwright.types import UsageError, UserError
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def check_lora(stored: StoredModel, form: str) -> LoraConfig:
+    """UsageError where a model has no adapters of its own."""
+    config = stored.recipe.train.lora
+    if config is None:
+        raise UsageError(
+            f"--format {form}: writes a LoRA, and '{stored.path}' has none: all of its weights were trained; "
+            "use --format diffusers or safetensors"
+        )
+    return config
+
+
+def write_lora(stored: StoredModel, path: Path, form: str) -> None:
+    """The adapters as one safetensors file, alpha folded in. UsageError where there are none, or no names for them."""
+    config, model = check_lora(stored, form), stored.recipe.model
+    updates = updates_of(stored.tensors["denoiser"], config)
+    if not updates:
+        raise UserError(f"{stored.sources['denoiser']}: holds no adapter; use another checkpoint")
+    if form == "comfyui":
+        tensors = comfyui_tensors(updates, model.type, _skeleton(stored, next(iter(updates)).partition(".")[0]))
+    else:
+        tensors = diffusers_tensors(updates)
+    if form == "lora":  # what trained beside the adapters and no base has: a projection of the text
+        tensors |= {name: t for name, t in stored.tensors["denoiser"].items() if ".lora_" not in name}
+    origin = stored.origin
+    facts = {
+        "lora": form, "model": model.type, "base": getattr(model, "model", None), "base_sha256": origin.base_sha256,
+        "weights_sha256": origin.weights_sha256, "step": origin.step, "rank": config.rank,
+    }  # fmt: skip
+    path.touch()
+    mode = path.stat().st_mode
+    plain = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    save_file(plain, path, metadata={METADATA_KEY: json.dumps(facts)})
+    path.chmod(mode)  # safetensors leaves its files to their owner alone
+    sync(path)
+
+
+def _skeleton(stored: StoredModel, part: str) -> nn.Module:
+    """The network without weights, for the sizes of its layers."""
+    model: Any = stored.recipe.model
+    if not isinstance(model, FamilyConfig):
+        return nn.Module()
+    return nn.ModuleDict({part: model.skeleton()})
+
+
+def is_pipeline(stored: StoredModel) -> bool:
+    """Whether a model is a family's network within a pipeline of diffusers."""
+    model, recipe = stored.recipe.model, stored.recipe
+    if not (isinstance(model, FamilyConfig) and model.fits_pipeline and model.model is not None and model.subfolder):
+        return False
+    return all(getattr(part, "model", None) == model.model for part in (recipe.codec, recipe.text))  # its own, frozen
+
+
+def put_network_apart(stored: StoredModel, contents: Contents) -> None:
+    """The network of a pretrained family where and as diffusers reads it: `Class.from_pretrained(OUT, "unet")`.
+
+    Changes `contents`. A model that holds adapters, or was trained from scratch, stays as it is.
+    """
+    model: Any = stored.recipe.model
+    held = contents.tensors.get("denoiser/model.safetensors", {})
+    network = next((name for name in NETWORKS if any(key.startswith(f"{name}.") for key in held)), None)
+    if not isinstance(model, FamilyConfig) or model.model is None or network is None or stored.recipe.train.lora:
+        return
+    apart = {key.removeprefix(f"{network}."): held[key] for key in held if key.startswith(f"{network}.")}
+    beside = {key: held[key] for key in held if not key.startswith(f"{network}.")}
+    skeleton = local_recipe(stored.recipe, stored.folders).model.skeleton()  # pyright: ignore[reportAttributeAccessIssue]
+    settings = {key: value for key, value in json.loads(skeleton.to_json_string()).items() if value is not None}
+    settings.pop("_name_or_path", None)
+    contents.texts[f"{network}/{NETWORK_CONFIG}"] = json.dumps(settings, indent=2)
+    del contents.tensors["denoiser/model.safetensors"]
+    contents.tensors[f"{network}/{NETWORK_WEIGHTS}"] = apart
+    if beside:
+        contents.tensors["denoiser/model.safetensors"] = beside
+
+
+def write_pipeline(stored: StoredModel, folder: Path) -> None:
+    """The pipeline the network came from, with what was trained in its place: `DiffusionPipeline.from_pretrained`.
+
+    Adapters are added to the weights. UserError where the pipeline is not there any more.
+    """
+    model: Any = stored.recipe.model
+    source = _pipeline_folder(model.model)
+    bundle = build_model(full_precision(stored)).bundle
+    with torch.no_grad():
+        merge(bundle.denoiser)
+    network: Any = getattr(bundle.denoiser, "transformer", None) or getattr(bundle.denoiser, "unet")  # noqa: B009
+    for file in sorted(source.rglob("*")):
+        name = file.relative_to(source)
+        if name.parts[0] == model.subfolder or name.parts[0].startswith(".") or file.suffix in PICKLES:
+            continue
+        if file.is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / name)
+    network.save_pretrained(folder / model.subfolder, safe_serialization=True)
+    (folder / RECIPE).write_text(to_yaml(stored.recipe.plain()), encoding="utf-8")
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def _pipeline_folder(model: str) -> Path:
+    folder = Path(model)
+    if not folder.is_dir():
+        from diffusers import DiffusionPipeline
+
+        folder = Path(DiffusionPipeline.download(model, use_safetensors=True))
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"model.model = {model}: no model_index.json, so that there is no pipeline to export; use --format lora "
+            "where a LoRA was trained, or safetensors"
+        )
+    return folder

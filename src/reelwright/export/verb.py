@@ -1,0 +1,227 @@
+"""The verb: what may be asked for, and an export from the stored model to its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reelwright.config import to_yaml
+from reelwright.export.adapters import check_lora, is_pipeline, put_network_apart, write_lora, write_pipeline
+from reelwright.export.description import FINAL, Description, find_data, find_scores, notes_of, summarise, write_card
+from reelwright.export.placing import check_target, put_in_place, scratch_beside, writing_to
+from reelwright.loading import StoredModel, class_of, is_frozen, merged, open_model
+from reelwright.models.exported import (
+    CARD,
+    FILES,
+    FORMAT_VERSION,
+    PARTS,
+    RECIPE,
+    TOKENIZER,
+    Contents,
+    FileEntry,
+    ModelIndex,
+    read_tensors,
+    write_directory,
+    write_file,
+)
+from reelwright.prepare import Prepared
+from reelwright.run import RunDirectory
+from reelwright.types import UsageError, UserError
+
+FORMATS = ("diffusers", "safetensors", "lora", "comfyui")
+ONE_SHARD = "1000GB"  # diffusers and transformers cut large weights into several files otherwise
+
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    path: Path
+    format: str
+    step: int
+    weights: str
+    weights_sha256: str
+    num_bytes: int
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path), "format": self.format, "step": self.step, "weights": self.weights,
+            "weights_sha256": self.weights_sha256, "bytes": self.num_bytes, "files": list(self.files),
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def export_model(
+    model: str,
+    out: Path,
+    form: str = "diffusers",
+    checkpoint: str | None = None,
+    raw: bool = False,
+    on_progress: OnProgress = lambda *_: None,
+) -> Exported:
+    """Write a run, one of its checkpoints, or an earlier export to `out` in one of FORMATS.
+
+    Frozen parts (CLIP, T5, AutoencoderKL) are copied in. An earlier export at `out` is replaced; UsageError where
+    anything else is there. UserError says how many bytes are needed and free where it cannot be written.
+    """
+    _check_format(model, form)
+    target = out.expanduser().resolve()
+    if form not in ("lora", "comfyui"):
+        check_target(target, out, form)
+    with open_model(model, checkpoint, raw) as stored:
+        if form in ("lora", "comfyui"):
+            check_lora(stored, form)  # first: another name would not help
+            check_target(target, out, form)
+        if form in ("lora", "comfyui") or (form == "diffusers" and is_pipeline(stored)):
+            return _write_for_others(stored, target, form, on_progress)
+        described = Description(find_data(stored), find_scores(stored))
+        return _write(merged(stored), target, form, described, copy_frozen=True, on_progress=on_progress)
+
+
+def export_final(run: RunDirectory, prepared: Prepared) -> Path:
+    """RUN/checkpoints/final: the model `load_model` takes the run for, as a directory ready to generate from.
+
+    Left as it is where it already holds these weights. Frozen parts stay where the recipe found them: `export_model`
+    copies them in.
+    """
+    target = run.checkpoints / FINAL
+    with open_model(str(run.path)) as stored:
+        try:
+            with open_model(str(target)) as standing:
+                if standing.origin == stored.origin:
+                    return target
+        except UserError:  # none, or a damaged one
+            pass
+        check_target(target, target, "diffusers")
+        data = summarise(prepared) if prepared.data_sha256 == stored.origin.data_sha256 else None
+        described = Description(data, find_scores(stored))
+        _write(stored, target, "diffusers", described, copy_frozen=False, on_progress=lambda *_: None)
+    return target
+
+
+def _check_format(model: str, form: str) -> None:
+    if form not in FORMATS:
+        raise UsageError(f"--format {form}: not one of {', '.join(FORMATS)}")
+    if Path(model).suffix in (".yaml", ".yml") and Path(model).is_file():
+        raise UsageError(f"'{model}' is a recipe: it has no trained weights to export; give a run directory")
+
+
+def _write_for_others(stored: StoredModel, target: Path, form: str, on_progress: OnProgress) -> Exported:
+    """A LoRA's file or a pipeline of diffusers: what programs other than this one read."""
+    temporary = target.with_name(f".writing-{target.name}")
+    with scratch_beside(target, temporary):
+        on_progress("exporting", 0, 2)
+        with writing_to(target):
+            if form == "diffusers":
+                write_pipeline(stored, temporary)
+            else:
+                write_lora(stored, temporary, form)
+        on_progress("exporting", 1, 2)
+        files = sorted(p for p in temporary.rglob("*") if p.is_file()) if temporary.is_dir() else [temporary]
+        names = [p.relative_to(temporary).as_posix() if p != temporary else target.name for p in files]
+        num_bytes = sum(path.stat().st_size for path in files)
+        with writing_to(target):
+            put_in_place(temporary, target)
+        on_progress("exporting", 2, 2)
+    origin = stored.origin
+    return Exported(
+        target, form, origin.step, origin.weights, origin.weights_sha256, num_bytes, tuple(names), stored.warnings
+    )
+
+
+def _write(
+    stored: StoredModel, target: Path, form: str, described: Description, copy_frozen: bool, on_progress: OnProgress
+) -> Exported:
+    temporary = target.with_name(f".writing-{target.name}")
+
+    def index_of(files: dict[str, FileEntry]) -> ModelIndex:
+        return ModelIndex(
+            format_version=FORMAT_VERSION,
+            **{part: class_of(stored.recipe, part) for part in PARTS},  # pyright: ignore[reportArgumentType]
+            origin=stored.origin,
+            data=described.data,
+            scores=described.scores,
+            files=files,
+        )
+
+    with scratch_beside(target, temporary) as scratch:
+        on_progress("exporting", 0, 3)
+        contents = _collect(stored, target, scratch, copy_frozen)
+        if form == "diffusers":
+            put_network_apart(stored, contents)
+        on_progress("exporting", 1, 3)
+        if form != "safetensors":
+            contents.texts[CARD] = write_card(stored, contents, described)
+        with writing_to(target):
+            (write_file if form == "safetensors" else write_directory)(temporary, contents, index_of)
+        on_progress("exporting", 2, 3)
+        with open_model(str(temporary)) as written:
+            assert written.origin == stored.origin
+        files = sorted(p for p in temporary.rglob("*") if p.is_file()) if temporary.is_dir() else [temporary]
+        names = [p.relative_to(temporary).as_posix() if p != temporary else target.name for p in files]
+        num_bytes = sum(path.stat().st_size for path in files)
+        with writing_to(target):
+            put_in_place(temporary, target)
+        on_progress("exporting", 3, 3)
+    origin = stored.origin
+    return Exported(
+        target, form, origin.step, origin.weights, origin.weights_sha256, num_bytes, tuple(names),
+        tuple(notes_of(stored, described)),
+    )  # fmt: skip
+
+
+def _collect(stored: StoredModel, target: Path, scratch: Path, copy_frozen: bool) -> Contents:
+    recipe = stored.recipe
+    texts = {RECIPE: to_yaml(recipe.plain())}
+    tensors = {f"{part}/model.safetensors": stored.tensors[part] for part in PARTS if stored.tensors.get(part)}
+    if stored.tokenizer is not None:
+        texts[TOKENIZER] = stored.tokenizer
+    for part in PARTS:
+        if not (is_frozen(recipe, part) and copy_frozen):
+            continue
+        folder = stored.folders.get(part)
+        if folder is None:
+            made: Any = getattr(recipe, part).build()
+            folder = scratch / part
+            with writing_to(target):
+                _save_frozen(made, part, folder)
+        for file in sorted(folder.iterdir()):
+            name = f"{part}/{file.name}"
+            if name in FILES and file.suffix == ".safetensors":
+                tensors[name] = read_tensors(file)
+            elif name in FILES:
+                texts[name] = _without_place(_read(file))
+        if part == "text" and TOKENIZER not in texts:
+            raise UserError(f"text.model = {recipe.plain()['text']['model']}: its tokenizer has no tokenizer.json")
+    return Contents(texts, tensors)
+
+
+def _save_frozen(made: Any, part: str, folder: Path) -> None:
+    """A part made elsewhere, as its own library saves it."""
+    if part == "text":
+        made.encoder.save_pretrained(folder, max_shard_size=ONE_SHARD)
+        made.tokenizer.save_pretrained(folder)
+    else:
+        made.vae.save_pretrained(folder, safe_serialization=True, max_shard_size=ONE_SHARD)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); copy it anew where it comes from") from None
+
+
+def _without_place(text: str) -> str:
+    """A library's JSON without where it was loaded from: that is nobody's business, and differs by machine."""
+    content = json.loads(text)
+    if any(content.pop(key, None) is not None for key in ("_name_or_path", "name_or_path")):
+        return json.dumps(content, indent=2)
+    return text

@@ -1,0 +1,48 @@
+"""Our bundle against a pipeline of diffusers: the same latents in, the same latents out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reelwright.bundle import build_bundle
+from reelwright.diffusion.schedule import FlowSchedule
+from reelwright.generate import Compute, denoise_latents, encode_prompts
+from reelwright.recipe import Recipe
+from reelwright.types import Bundle
+
+CPU = Compute(torch.device("cpu"))
+
+
+def family_recipe(folder: Path, family: str, model: Path, **groups: Any) -> Recipe:
+    """A recipe that names nothing but the family and where it lies."""
+    values: dict[str, Any] = {
+        "run_dir": str(folder / "run"), "cache_dir": str(folder / "cache"),
+        "data": {"path": str(folder / "data"), "frames": 9, "height": 32, "width": 32},
+        "model": {"type": family, "model": str(model)},
+    }  # fmt: skip
+    for group, settings in groups.items():
+        values[group] = {**values.get(group, {}), **settings}
+    return Recipe.parse(values)
+
+
+def load(recipe: Recipe) -> Bundle:
+    bundle = build_bundle(recipe)
+    bundle.denoiser.eval()
+    return bundle
+
+
+def flow_times(sigmas: torch.Tensor, schedule: FlowSchedule) -> torch.Tensor:
+    """The times at which our schedule has these sigmas."""
+    sigmas = sigmas.double()
+    return sigmas / (schedule.shift - (schedule.shift - 1) * sigmas)
+
+
+def our_latents(bundle: Bundle, recipe: Recipe, prompts: list[str], negative: str, latents: Any, times: Any) -> Any:
+    positive = encode_prompts(bundle, prompts, CPU)
+    other = encode_prompts(bundle, [negative] * len(prompts), CPU)
+    return denoise_latents(
+        bundle, latents, times, positive, other, recipe.sampling, CPU, draw_noise=lambda: torch.zeros_like(latents)
+    )
