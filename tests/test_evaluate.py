@@ -139,7 +139,7 @@ def test_every_row_says_how_it_was_measured(run_cli, run):
     assert run_cli("evaluate", run, *options, "--sampler", "ddim").code == 0
     rows, _ = RunDirectory(run).read_scores()
     own = {row["metric"]: score_conditions(row) for row in rows if row["row"] == "model"}
-    sampled = {"guidance": 4.0, "guidance_rescale": 0.0, "guidance_interval": [0.0, 1.0]}
+    sampled = {"guidance": 4.0, "guidance_rescale": 0.0, "guidance_interval": [0.0, 1.0], "spacing": "even"}
     cpu = {"device": "cpu", "precision": own["clips that move"]["precision"]}
     assert own["clips that move"] == {**cpu, "sampler": "euler", "steps": 1, **sampled, "seed": 0, "prompts": 2}
     shapes = {"sampler": "ddim", "steps": 2, **sampled, "seed": 5, "prompts": 3, "checker": checker_hash()[:12]}

@@ -104,7 +104,7 @@ def fitted_key(recipe: Recipe, part: str) -> str:
     data = placed(recipe)
     shared = {name: data[name] for name in SOURCE_KEYS}
     if recipe.train.start_from is not None and part != "buckets":  # its own are taken over
-        shared["start_from"] = str(Path(recipe.train.start_from).resolve())
+        shared["start_from"] = str(recipe.train.start_from.resolve())
     if part == "buckets":
         names = ("frames", "fps", "width", "height", "bucket_multiple", "window", "scene_cuts")
         rules = [recipe.codec.plain(), recipe.model.plain()]

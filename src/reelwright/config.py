@@ -120,6 +120,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = data.decode("utf-8-sig")
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; give the path of a recipe (see recipes/)") from None
+    except IsADirectoryError:
+        raise UsageError(
+            f"{path}: a folder, but a recipe (YAML) is wanted; `reelwright init DIR` makes one to start from"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as a UTF-8 text file ({error})") from None
     values = parse_yaml(text, str(path))

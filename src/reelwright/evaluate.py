@@ -226,13 +226,19 @@ def _model_facts(about: dict[str, Any]) -> dict[str, Any]:
     return {"sha256": about["model_sha256"], **{name: about[name] for name in known}}
 
 
+def _sampled(sampling: SamplingConfig) -> dict[str, Any]:
+    """What of the sampling has an effect."""
+    unused = {"noise_levels"} if sampling.spacing == "even" else set()
+    return {name: value for name, value in sampling.plain().items() if name not in unused}
+
+
 def _conditions(subject: Subject, metric: Metric) -> dict[str, Any]:
     """What a row of this metric depends on besides the weights: rows of equal conditions may be compared."""
     settings, compute = subject.settings, subject.compute
     found: dict[str, Any] = {"device": str(compute.device)}
     if subject.loaded is not None:
         found["precision"] = compute.precision
-        found |= subject.sampling.plain() if set(SAMPLING) <= set(metric.options) else {}
+        found |= _sampled(subject.sampling) if set(SAMPLING) <= set(metric.options) else {}
     if metric.is_drawn:
         found |= {"seed": settings.seed, "prompts": settings.prompts}
     if metric.is_checked:

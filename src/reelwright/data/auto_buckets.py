@@ -22,9 +22,10 @@ Fits = Callable[[Size], bool]  # whether codec and model take videos of a size
 def auto_buckets(clips: Iterable[tuple[int, int, int]], config: DataConfig, fits: Fits | None = None) -> list[Bucket]:
     """Buckets for clips of (frames a window can have, height, width), the longest and then the fullest first.
 
-    Lengths are `data.frames` and what is left by halving it again and again, each the longest below that fits; shapes have about the area of
-    `data.height` x `data.width` and sides that are multiples of `data.bucket_multiple`. Only those that suit some clip
-    are kept. The order of the clips plays no part. ValueError where no size fits the codec and the model.
+    Lengths are `data.frames` and what is left by halving it again and again, each the longest up to it that fits;
+    shapes have about the area of `data.height` x `data.width` and sides that are multiples of `data.bucket_multiple`.
+    Only those that suit some clip are kept. The order of the clips plays no part. ValueError where no size fits the
+    codec and the model.
     """
     fits = fits or (lambda _: True)
     shapes = next((found for frames in range(config.frames, 0, -1) if (found := _shapes(config, frames, fits))), None)
@@ -60,7 +61,9 @@ def _lengths(frames: int, fits: Callable[[int], bool]) -> list[int]:
 
 def _why_none(config: DataConfig, fits: Fits) -> str:
     """Which setting leaves no size, and the way out."""
-    longer = (frames for frames in range(config.frames + 1, 2 * config.frames + LONGER) if _shapes(config, frames, fits))
+    longer = (
+        frames for frames in range(config.frames + 1, 2 * config.frames + LONGER) if _shapes(config, frames, fits)
+    )
     found = list(islice(longer, 3))
     if found:
         return (

@@ -31,7 +31,7 @@ Numbers = NDArray[np.intp]
 
 
 def near_duplicates(looks: Sequence[Looks]) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of near-duplicates, ascending: as many as link all that are near, directly or through others.
+    """Pairs (i, j), i < j, ascending: as many as link all near-duplicates, directly or through others.
 
     Not all pairs are compared. Clips are grouped by one part of their first and one of their last hash (and in large
     groups one of the middle one), for every choice of parts in turn, and compared within a group: near-duplicates share

@@ -75,7 +75,8 @@ class DiTConfig(Config):
         if rest or head_dim % 2 or head_dim < 6:
             raise ValueError(
                 f"width = {self.width} over heads = {self.heads}: the head dimension must be a whole even number of at "
-                f"least 6 (RoPE turns pairs on three axes); use for example heads = {max(1, self.width // 64)}"
+                f"least 6 (RoPE turns pairs on three axes); use for example width = "
+                f"{max(6, 2 * round(head_dim / 2)) * self.heads}"
             )
         if self.text_tokens == "joint" and self.layout != "full":
             raise ValueError(

@@ -16,7 +16,7 @@ from reelwright.data.windows import Piece
 from reelwright.models.codec import pixels_to_video
 
 STORED_AT_ONCE = 16  # latents that share a file and a wait for the disk
-TEXT_BATCH = 64
+TEXTS_AT_ONCE = 64  # the same of captions
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -61,22 +61,33 @@ def encode_window(codec: Any, pixels: np.ndarray, dtype: str, device: torch.devi
     return {name: tensor[0].to("cpu", DTYPES[dtype]) for name, tensor in parts.items() if tensor is not None}
 
 
-def encode_texts(text: Any, fingerprint: str, cache: Cache, captions: Sequence[str], progress: Progress) -> None:
-    """Store each caption: token ids of a trainable encoder, embeddings of a frozen one, without padding."""
+@torch.no_grad()
+def encode_texts(
+    text: Any,
+    fingerprint: str,
+    cache: Cache,
+    captions: Sequence[str],
+    progress: Progress,
+    device: torch.device = torch.device("cpu"),
+) -> None:
+    """Store each caption: token ids of a trainable encoder, embeddings of a frozen one, without padding.
+
+    One at a time, as windows are: beside a longer caption an embedding comes out with other last bits.
+    """
     name = "tokens" if text.trainable else "embeddings"
     dtype = torch.int32 if text.trainable else torch.float32
-    for start in range(0, len(captions), TEXT_BATCH):
-        chunk = list(captions[start : start + TEXT_BATCH])
-        tokens = text.tokenize(chunk)
-        encoded = tokens
-        if not text.trainable:
-            with torch.no_grad():
-                encoded = text(tokens)
-        rows = zip(chunk, encoded.values, encoded.mask, strict=True)
-        cache.put_many(
-            "text", {text_key(caption, fingerprint): {name: values[mask].to(dtype)} for caption, values, mask in rows}
-        )
+    if captions and not text.trainable:
+        text.to(device)
+    for start in range(0, len(captions), TEXTS_AT_ONCE):
+        chunk, items = captions[start : start + TEXTS_AT_ONCE], {}
+        for caption in chunk:
+            tokens = text.tokenize([caption])
+            encoded = tokens if text.trainable else text(tokens.to(device))
+            items[text_key(caption, fingerprint)] = {name: encoded.values[0][encoded.mask[0]].to("cpu", dtype)}
+        cache.put_many("text", items)
         progress("captions", start + len(chunk), len(captions))
+    if captions and not text.trainable:
+        text.to("cpu")
 
 
 def _of_one_size(windows: Iterable[tuple[Piece, np.ndarray]], count: int) -> Iterator[list[tuple[Piece, np.ndarray]]]:

@@ -51,8 +51,9 @@ class Summary:
             f"{self.texts} captions encoded now"
         )
         if facts["captions_cut"]:
+            length = getattr(self.recipe.text, "length", None)  # a picture has none, but then nothing is cut
             lines.append(
-                f"{facts['captions_cut']} captions are longer than text.length = {self.recipe.text.length} tokens; "
+                f"{facts['captions_cut']} captions are longer than text.length = {length} tokens; "
                 "their ends are not seen: raise text.length"
             )
         if facts["codec_psnr_db"] is not None:

@@ -91,7 +91,8 @@ def prepare(
         pieces = [piece for piece in plan.pieces if processes.takes(piece.key)]
         lost = _encode(plan, pieces, engine, processes, progress)
         mine = [caption for caption in plan.texts if processes.takes(plan.text_key(caption))]
-        encode_texts(plan.text, plan.text_fingerprint, plan.cache, mine, progress)
+        device = resolve_device(plan.recipe.train.device)
+        encode_texts(plan.text, plan.text_fingerprint, plan.cache, mine, progress, device)
         processes.tell("encoded", [[item.id, item.reason] for item in lost])
         if not processes.first:
             done = processes.hear("written", 0, waiting)

@@ -244,7 +244,9 @@ def _updates_of_place(
 def _places(family: str, layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Every name a layer may have in a file -> the layers it stands for."""
     layers = list(layers)
-    places: dict[str, tuple[str, ...]] = {_bare(name): (name,) for name in layers} | {name: (name,) for name in layers}
+    places: dict[str, tuple[str, ...]] = {}
+    for name in layers:
+        places[_bare(name)] = places[name] = (name,)
     names = COMFYUI.get(family)
     if names is not None:
         for theirs, ours in _fused(names, layers).items():

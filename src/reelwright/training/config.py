@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -44,7 +45,7 @@ class TrainConfig(Config):
     lora: LoraConfig | None = (
         None  # small matrices beside the frozen weights of a trained model; null: all weights train
     )
-    start_from: str | None = None  # a run, checkpoint or exported model whose weights training begins with
+    start_from: Path | None = None  # a run, checkpoint or exported model whose weights training begins with
     freeze: tuple[str, ...] = ()  # weights that keep their values: names or beginnings of them, * for any part
     train_only: tuple[str, ...] = ()  # the weights that train, all others keep their values
     log_every: int = Field(default=10, ge=1)

@@ -114,7 +114,7 @@ def check_paths(workspace: Workspace, recipe: Recipe, groups: Set[str] | None = 
     Relative ones count from the workspace's root, where the command runs; absolute ones may only lead into it.
     """
     for key, value in _paths(recipe, ""):
-        if groups is None or key.split(".")[0] in groups:
+        if groups is None or key.split(".")[0] in groups or key == "train.start_from":  # what a LoRA is added to
             kind: Kind = "folder" if key in ("run_dir", "cache_dir") else "any"
             path = workspace.resolve(_from_root(workspace, str(value)), kind, key)
             workspace.check_tree(path, key)

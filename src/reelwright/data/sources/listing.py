@@ -78,7 +78,9 @@ def read_listing(config: DataConfig) -> Listing:
         raise UsageError(f"{places[0]}: holds no captions")
     gathered.check_split(name)
     clips, dropped, notes = gathered.settle(places[0])
-    return Listing(clips, tuple(sorted(dropped, key=lambda item: item.id)), name, notes, gathered.missing, gathered.empty)
+    return Listing(
+        clips, tuple(sorted(dropped, key=lambda item: item.id)), name, notes, gathered.missing, gathered.empty
+    )
 
 
 def _open(config: DataConfig) -> tuple[Videos, str, tuple[Path, ...]]:
