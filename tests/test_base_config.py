@@ -246,7 +246,7 @@ def test_files_that_can_be_read(tmp_path: Path) -> None:
     assert read_yaml(path) == {"a": 1}
     with pytest.raises(UsageError, match="no such file"):
         read_yaml(tmp_path / "none.yaml")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="a folder, but a recipe"):
         read_yaml(tmp_path)
 
 

@@ -457,13 +457,18 @@ def _failing(monkeypatch: pytest.MonkeyPatch, number: int, name: str = "", gone:
 def _files_left(count: int) -> Iterator[None]:
     """This process may open `count` files more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + count, hard))
+    highest = max(int(name) for name in os.listdir("/dev/fd"))
+    held = [os.dup(0)]
+    while held[-1] < highest:  # the limit is on numbers: fill the gaps that closed files left
+        held.append(os.dup(0))
+    os.close(held[-1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held.pop() + count, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in held:
+            os.close(descriptor)
 
 
 @pytest.mark.parametrize("read", ["get", "stack"])
