@@ -457,7 +457,7 @@ def _failing(monkeypatch: pytest.MonkeyPatch, number: int, name: str = "", gone:
 def _files_left(count: int) -> Iterator[None]:
     """This process may open `count` files more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir("/dev/fd"))
+    highest = max(int(path.name) for path in Path("/dev/fd").iterdir())
     held = [os.dup(0)]
     while held[-1] < highest:  # the limit is on numbers: fill the gaps that closed files left
         held.append(os.dup(0))
