@@ -208,7 +208,7 @@ def make_readers(recipe: Recipe, inspection: Inspection, stack: ExitStack) -> tu
         "PyAV plain": plain_av,
     }
     try:
-        from torchcodec.decoders import VideoDecoder
+        from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports] - extra bench
     except (ImportError, RuntimeError) as error:  # it wants a system FFmpeg
         print(f"torchcodec is left out: {str(error).strip().splitlines()[0]}")
     else:
