@@ -155,7 +155,7 @@ def read_pt(folder: Path, workers: int = 0) -> Reader:
 
 
 def read_tar(folder: Path, kind: str) -> Reader:
-    from webdataset import WebDataset  # pyright: ignore[reportAttributeAccessIssue]  # pyright: ignore[reportMissingImports] - extra bench
+    from webdataset import WebDataset  # pyright: ignore[reportAttributeAccessIssue, reportMissingImports] - extra bench
 
     shards = [str(path) for path in sorted(folder.glob("*.tar"))]
     members = ("__key__", "latents.npy", "tokens.npy") if kind == "npy" else ("__key__", "pth")
