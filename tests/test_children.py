@@ -22,8 +22,8 @@ time.sleep(600)
 PATIENT = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     time.sleep(600)
 except KeyboardInterrupt:
     raise SystemExit(130)

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_clip import save_tiny_clip
 
 from reelwright.data import cache as cache_module
 from reelwright.data import fingerprints
@@ -24,6 +23,7 @@ from reelwright.prepare import Summary, open_prepared, prepare
 from reelwright.recipe import Recipe
 from reelwright.types import UserError
 from reelwright.video.write import read_frames, write_video
+from tiny_clip import save_tiny_clip
 
 CLIPS = 10
 Load = Callable[..., Recipe]

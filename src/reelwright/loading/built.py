@@ -18,6 +18,7 @@ from reelwright.durable import sha256_of
 from reelwright.loading.stored import StoredModel, is_frozen, local_recipe, open_model
 from reelwright.models.exported import (
     INDEX,
+    MAX_INDEX_BYTES,
     RECIPE,
     read_tensors,
 )
@@ -230,7 +231,9 @@ def lora_and_scale(text: str) -> tuple[Path, float]:
 def _is_pipeline(index: Path) -> bool:
     """Whether diffusers wrote a model_index.json."""
     try:
-        return "_diffusers_version" in json.loads(index.read_text(encoding="utf-8"))
+        with index.open("rb") as file:
+            data = file.read(MAX_INDEX_BYTES + 1)
+        return len(data) <= MAX_INDEX_BYTES and "_diffusers_version" in json.loads(data)
     except (OSError, ValueError, TypeError, RecursionError):
         return False
 
