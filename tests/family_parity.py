@@ -14,6 +14,7 @@ from reelwright.recipe import Recipe
 from reelwright.types import Bundle
 
 CPU = Compute(torch.device("cpu"))
+PROMPTS, NEGATIVE = ["a red ball falls", "two dots spin to the left"], "nothing"
 
 
 def family_recipe(folder: Path, family: str, model: Path, **groups: Any) -> Recipe:
@@ -32,6 +33,15 @@ def load(recipe: Recipe) -> Bundle:
     bundle = build_bundle(recipe)
     bundle.denoiser.eval()
     return bundle
+
+
+def open_pipeline(name: str, folder: Path) -> Any:
+    """A pipeline of diffusers by its class name, without progress bars."""
+    import diffusers
+
+    pipeline: Any = getattr(diffusers, name).from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def flow_times(sigmas: torch.Tensor, schedule: FlowSchedule) -> torch.Tensor:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reelwright.data.cache import write_atomic
 from reelwright.diffusion.objective import Objective
-from reelwright.durable import replace_file
 from reelwright.models.foreign import content_hash
 from reelwright.pretrained.base import PretrainedDenoiser
 from reelwright.randomness import derive_seed, keyed_generator, keyed_normal
@@ -121,6 +121,13 @@ def fitted_path(recipe: Recipe, part: str) -> Path:
     return recipe.cache_dir / "fitted" / f"{part}-{fitted_key(recipe, part)}{suffix}"
 
 
+def write_fitted(recipe: Recipe, part: str, data: bytes) -> None:
+    """Keep what was fitted, whole or not at all. UserError where it cannot be written."""
+    path = fitted_path(recipe, part)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, data)
+
+
 def settled_buckets(recipe: Recipe) -> Recipe:
     """The recipe with the buckets that were derived for `data.buckets: auto`; as it is where none were yet."""
     if recipe.data.buckets != "auto" or not (path := fitted_path(recipe, "buckets")).exists():
@@ -133,9 +140,7 @@ def settled_buckets(recipe: Recipe) -> Recipe:
 
 def keep_buckets(recipe: Recipe, buckets: Sequence[tuple[int, int, int]]) -> Recipe:
     """Keep what was derived for `data.buckets: auto`, as a fit is kept; the recipe with these buckets."""
-    path = fitted_path(recipe, "buckets")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps([list(bucket) for bucket in buckets]))
+    write_fitted(recipe, "buckets", json.dumps([list(bucket) for bucket in buckets]).encode())
     return _with_buckets(recipe, list(buckets))
 
 
@@ -214,10 +219,14 @@ def adapt(bundle: Bundle, recipe: Recipe) -> tuple[Bundle, list[str]]:
     return replace(bundle, base_sha256=sha256), names
 
 
-def size_rule(recipe: Recipe, codec: Any) -> Callable[[Size], bool]:
+def blueprint(recipe: Recipe, codec: Any) -> Any:
+    """The recipe's denoiser for a codec, without weights: to be asked which sizes it takes."""
+    with torch.device("meta"):
+        return recipe.model.build(channels=codec.channels, text_width=1)
+
+
+def size_rule(codec: Any, denoiser: Any) -> Callable[[Size], bool]:
     """Whether codec and denoiser take videos of a size."""
-    with torch.device("meta"):  # no weights: only the rules are asked for
-        denoiser: Any = recipe.model.build(channels=codec.channels, text_width=1)
 
     def fits(size: Size) -> bool:
         try:

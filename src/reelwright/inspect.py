@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from reelwright.bundle import build_text, fitted_path, settled_buckets, size_rule
+from reelwright.bundle import blueprint, build_text, fitted_path, settled_buckets, size_rule
 from reelwright.config import apply_override
 from reelwright.data.buckets import bucket_cost, micro_batches
 from reelwright.data.config import DataConfig
@@ -82,7 +82,7 @@ def _inspect_recipe(recipe: Recipe, decoders: Decoders, seen: Callable[[int, int
         inspection = inspect(recipe.data, progress=seen, decoders=decoders, tokens=tokens)
         told = Dropped(f"codec {recipe.codec.type}", f"{reason}; without it no micro-batches are shown")
         return replace(inspection, notes=(told, *inspection.notes))
-    fits = size_rule(recipe, codec)
+    fits = size_rule(codec, blueprint(recipe, codec))
     inspection = inspect(recipe.data, progress=seen, decoders=decoders, fits=fits, tokens=tokens)
     train, compression = recipe.train, codec.compression
     costs = {

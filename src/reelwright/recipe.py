@@ -170,7 +170,7 @@ def _fill_in_companions(values: dict[str, Any]) -> None:
         size = DataConfig.model_validate(values.get("data")).sizes[0]
     except ValueError:
         return  # the recipe is refused for its data
-    for group, settings in family.companions_of(model, size).items():
+    for group, settings in family.companions(model, size).items():
         given = values.get(group, {})
         if isinstance(given, dict) and given.get("type", settings.get("type")) == settings.get("type"):
             values[group] = {**settings, **given}

@@ -57,6 +57,12 @@ class Size:
         return (self.frames, self.height, self.width)
 
 
+def nearest_multiples(extent: int, factor: int) -> str:
+    """The multiples of a factor around an extent it does not divide, in words: '4 or 6'."""
+    below, above = extent // factor * factor, (extent // factor + 1) * factor
+    return f"{below} or {above}" if below else f"{above}"
+
+
 @dataclass(frozen=True)
 class Compression:
     """How many pixels one latent covers along each axis.

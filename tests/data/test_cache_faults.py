@@ -129,8 +129,8 @@ def test_a_new_mtime_alone_is_a_hit(own: Load, monkeypatch: pytest.MonkeyPatch) 
     for video in (own().data.path / "videos").iterdir():
         os.utime(video)
     hashed: list[Path] = []
-    content_sha256 = fingerprints.content_sha256
-    monkeypatch.setattr(fingerprints, "content_sha256", lambda path: (hashed.append(path), content_sha256(path))[1])
+    sha256_of = fingerprints.sha256_of
+    monkeypatch.setattr(fingerprints, "sha256_of", lambda path: (hashed.append(path), sha256_of(path))[1])
     after = prepare(own())
     assert done(after) == (0, 0, 0) and latents(after) == latents(before)
     assert len(hashed) == CLIPS, "they were looked at again"

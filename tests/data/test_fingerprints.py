@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from reelwright.data import fingerprints
-from reelwright.data.fingerprints import FileHashes, Journal, content_sha256, latent_key, text_key
+from reelwright.data.fingerprints import FileHashes, Journal, latent_key, text_key
+from reelwright.durable import sha256_of
 from reelwright.types import Size, UserError
 
 
@@ -42,11 +43,11 @@ def test_schema_and_rules_are_part_of_a_key(monkeypatch: pytest.MonkeyPatch) -> 
 class _Counting:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        monkeypatch.setattr(fingerprints, "content_sha256", self)
+        monkeypatch.setattr(fingerprints, "sha256_of", self)
 
     def __call__(self, path: Path) -> str:
         self.count += 1
-        return content_sha256(path)
+        return sha256_of(path)
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_a_file_that_takes_long_to_read_is_not_trusted_sooner(tmp_path: Path, mo
     path = tmp_path / "a.mp4"
     path.write_bytes(b"one")
     hashes, slow = FileHashes(Journal(tmp_path / "files.jsonl")), _Counting(monkeypatch)
-    monkeypatch.setattr(fingerprints, "content_sha256", lambda path: (slow(path), time.sleep(0.12))[0])
+    monkeypatch.setattr(fingerprints, "sha256_of", lambda path: (slow(path), time.sleep(0.12))[0])
     first = hashes.sha256(path)
     assert hashes.sha256(path) == first and slow.count == 2, "the first reading is not trusted"
     assert hashes.sha256(path) == first and slow.count == 2, "the second is"

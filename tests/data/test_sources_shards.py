@@ -17,9 +17,9 @@ from PIL import Image
 from reelwright.data.cache import Cache
 from reelwright.data.config import DataConfig
 from reelwright.data.decode import BadVideo, probe, read_window
-from reelwright.data.fingerprints import content_sha256
 from reelwright.data.inspection import inspect
 from reelwright.data.sources import Listing, read_listing, write_clip_manifest
+from reelwright.durable import sha256_of
 from reelwright.types import FileSlice, Size, UsageError
 
 
@@ -89,7 +89,7 @@ def test_a_video_is_decoded_where_it_lies(tmp_path: Path, video: bytes) -> None:
     _shard(folder / "0.tar", [("a.mp4", video), ("a.txt", b"x"), ("b.mp4", b"text"), ("b.txt", b"y")])
     listing = _read(folder)
     good, bad = (clip.video for clip in listing.clips)
-    assert content_sha256(good) == content_sha256(alone)
+    assert sha256_of(good) == sha256_of(alone)
     assert (probe(good).timestamps == probe(alone).timestamps).all()
     size = Size(4, 32, 32)
     frames = read_window(good, size, 10, 0.2)
@@ -115,9 +115,9 @@ def test_a_shard_is_inspected_and_cached_like_a_folder(tmp_path: Path, video: by
     other[second.offset + second.num_bytes - 1] ^= 0xFF
     place.write_bytes(bytes(other))
     again = inspect(config, cache)
-    assert hashes == {content_sha256(listing.clips[0].video)}
+    assert hashes == {sha256_of(listing.clips[0].video)}
     assert {sample.sha256 for sample in again.samples if sample.clip.id == "0.tar/a.mp4"} == hashes
-    assert content_sha256(second) not in hashes
+    assert sha256_of(second) not in hashes
 
 
 def test_images_in_shards_and_folders_are_clips_of_one_frame(tmp_path: Path) -> None:

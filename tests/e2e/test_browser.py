@@ -265,7 +265,7 @@ def test_training_outlives_the_page_and_is_stopped_and_resumed(browser, site: Si
     again.locator("#evaluate-prompts input").fill("2")
     again.locator("#evaluate-go").click()
     shown(again.locator("#run-scores td", has_text="held-out loss"))
-    shown(again.locator("#run-scores .rw-facts", has_text="sampler euler"))
+    shown(again.locator("#run-scores .rw-facts", has_text="sampler euler").first)
     again.locator("#train-prepare").click()
     shown(again.locator("#jobs .rw-job.done", has_text="Prepare"))
     again.close()

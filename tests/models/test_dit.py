@@ -8,6 +8,7 @@ import torch
 from reelwright.config import Config
 from reelwright.models.dit import DiT, DiTConfig
 from reelwright.types import Size, Text, UsageError
+from tiny_denoisers import denoiser_inputs, wake
 
 torch.set_num_threads(1)
 
@@ -25,18 +26,12 @@ def make(awake: bool = True, **settings) -> DiT:
     torch.manual_seed(0)
     model = DiTConfig.parse({"width": 24, "depth": 2, "heads": 2, **settings}).build(CHANNELS, TEXT_WIDTH)
     if awake:
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
+        wake(model, std=0.2)
     return model
 
 
 def inputs(size=(2, 4, 4), batch=2, length=5, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(batch, CHANNELS, *size, generator=generator, dtype=dtype)
-    t = torch.rand(batch, generator=generator, dtype=dtype)
-    mask = torch.ones(batch, length, dtype=torch.bool)
-    mask[-1, length - 2 :] = False
-    return x, t, Text(torch.randn(batch, length, TEXT_WIDTH, generator=generator, dtype=dtype), mask)
+    return denoiser_inputs(size, CHANNELS, TEXT_WIDTH, batch, length, dtype=dtype)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -5,6 +5,7 @@ import torch
 
 from reelwright.models.unet3d import UNet3D, UNet3DConfig
 from reelwright.types import Size, Text, UsageError
+from tiny_denoisers import denoiser_inputs, wake
 
 torch.set_num_threads(1)
 
@@ -16,17 +17,12 @@ def make(awake: bool = True, **settings) -> UNet3D:
     values = {"width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4, **settings}
     model = UNet3DConfig.parse(values).build(CHANNELS, TEXT_WIDTH)
     if awake:
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
+        wake(model, std=0.1)
     return model
 
 
 def inputs(size=(3, 4, 6), batch=2, length=5):
-    generator = torch.Generator().manual_seed(1)
-    mask = torch.ones(batch, length, dtype=torch.bool)
-    mask[-1, length - 2 :] = False
-    text = Text(torch.randn(batch, length, TEXT_WIDTH, generator=generator), mask)
-    return torch.randn(batch, CHANNELS, *size, generator=generator), torch.rand(batch, generator=generator), text
+    return denoiser_inputs(size, CHANNELS, TEXT_WIDTH, batch, length)
 
 
 def test_full_size_as_documented():

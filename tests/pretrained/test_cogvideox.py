@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from family_parity import CPU, family_recipe, load, our_latents
+from family_parity import CPU, NEGATIVE, PROMPTS, family_recipe, load, open_pipeline, our_latents
 from reelwright.bundle import DenoisingLoss, build_bundle
 from reelwright.config import parse_yaml, to_yaml
 from reelwright.diffusion.sampler import sample_times
@@ -20,7 +20,6 @@ from reelwright.video.write import read_frames
 from tiny_cogvideox import SNR_SHIFT, TEXT_LENGTH, VARIANTS, save_cogvideox
 
 torch.set_num_threads(1)
-PROMPTS, NEGATIVE = ["a red ball falls", "two dots spin to the left"], "nothing"
 RECIPE = Path(__file__).parents[2] / "recipes" / "cogvideox-small.yaml"
 LATENT_FRAMES = {"2b": 3, "5b": 3, "1.5": 4}  # of 9 pictures
 SMALL = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "time_embed_dim": 8}
@@ -34,12 +33,7 @@ def saved(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def pipelines(saved) -> dict[str, Any]:
-    import diffusers
-
-    made = {variant: diffusers.CogVideoXPipeline.from_pretrained(path) for variant, path in saved.items()}
-    for pipeline in made.values():
-        pipeline.set_progress_bar_config(disable=True)
-    return made
+    return {variant: open_pipeline("CogVideoXPipeline", path) for variant, path in saved.items()}
 
 
 def clip(frames: int = 9, width: int = 32) -> torch.Tensor:
@@ -173,10 +167,10 @@ def test_companions_come_from_the_directory_or_the_published_name(saved, tmp_pat
         assert recipe.codec.frame_group == (2 if variant == "1.5" else 1)
     for name, shift, length, group in (("2b", 3.0, 226, 1), ("5b", 1.0, 226, 1), ("1.5-5B", 1.0, 224, 2)):
         joint = "" if name.startswith("1.5") else "-"
-        groups = CogVideoXConfig.companions(f"someone/CogVideoX{joint}{name}")
+        groups = CogVideoXConfig.companions({"model": f"someone/CogVideoX{joint}{name}"}, Size(49, 480, 720))
         assert (groups["objective"]["snr_shift"], groups["text"]["length"]) == (shift, length)
         assert groups["codec"]["frame_group"] == group
-    assert "codec" not in CogVideoXConfig.companions(None)
+    assert "codec" not in CogVideoXConfig.companions({}, Size(49, 480, 720))
 
 
 @pytest.mark.parametrize(

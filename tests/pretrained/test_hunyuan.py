@@ -6,14 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from family_parity import CPU, family_recipe, flow_times, load, our_latents
+from family_parity import CPU, NEGATIVE, PROMPTS, family_recipe, flow_times, load, open_pipeline, our_latents
 from reelwright.generate import encode_prompts
 from reelwright.pretrained.hunyuan import TEMPLATE, HunyuanConfig
 from reelwright.types import UsageError
 from tiny_hunyuan import save_hunyuan
 
 torch.set_num_threads(1)
-PROMPTS, NEGATIVE = ["a red ball falls", "two dots spin to the left"], "nothing"
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +22,7 @@ def hunyuan(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipeline(hunyuan) -> Any:
-    import diffusers
-
-    pipeline = diffusers.HunyuanVideoPipeline.from_pretrained(hunyuan)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return open_pipeline("HunyuanVideoPipeline", hunyuan)
 
 
 @pytest.fixture

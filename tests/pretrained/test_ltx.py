@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from family_parity import CPU, family_recipe, flow_times, load, our_latents
+from family_parity import CPU, NEGATIVE, PROMPTS, family_recipe, flow_times, load, open_pipeline, our_latents
 from reelwright.bundle import DenoisingLoss, build_bundle
 from reelwright.generate import encode_prompts
 from reelwright.pretrained.ltx import LTXConfig
@@ -17,7 +17,6 @@ from reelwright.types import Compression, Size, Text, UsageError
 from tiny_ltx import DECODERS, save_ltx
 
 torch.set_num_threads(1)
-PROMPTS, NEGATIVE = ["a red ball falls", "two dots spin to the left"], "nothing"
 FPS = 24.0
 SMALL = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1}
 
@@ -30,12 +29,7 @@ def saved(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def pipelines(saved) -> dict[str, Any]:
-    import diffusers
-
-    made = {decoder: diffusers.LTXPipeline.from_pretrained(path) for decoder, path in saved.items()}
-    for pipeline in made.values():
-        pipeline.set_progress_bar_config(disable=True)
-    return made
+    return {decoder: open_pipeline("LTXPipeline", path) for decoder, path in saved.items()}
 
 
 def recipe_of(tmp_path: Path, model: Path, **groups: Any) -> Any:

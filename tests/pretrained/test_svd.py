@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from family_parity import CPU, load
+from family_parity import CPU, load, open_pipeline
 from reelwright.bundle import DenoisingLoss
 from reelwright.diffusion.sampler import karras_times
 from reelwright.generate import denoise_latents, encode_pictures
@@ -36,11 +36,7 @@ def svd(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipeline(svd) -> Any:
-    import diffusers
-
-    pipeline = diffusers.StableVideoDiffusionPipeline.from_pretrained(svd)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return open_pipeline("StableVideoDiffusionPipeline", svd)
 
 
 def picture(height: int = 300, width: int = 420) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from family_parity import CPU, family_recipe, flow_times, load, our_latents
+from family_parity import CPU, NEGATIVE, PROMPTS, family_recipe, flow_times, load, open_pipeline, our_latents
 from reelwright.bundle import DenoisingLoss
 from reelwright.generate import encode_prompts
 from reelwright.pretrained.wan import WanConfig
@@ -14,7 +14,6 @@ from reelwright.types import Size, Text
 from tiny_families import save_wan
 
 torch.set_num_threads(1)
-PROMPTS, NEGATIVE = ["a red ball falls", "two dots spin to the left"], "nothing"
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +23,7 @@ def wan(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipeline(wan) -> Any:
-    import diffusers
-
-    pipeline = diffusers.WanPipeline.from_pretrained(wan)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return open_pipeline("WanPipeline", wan)
 
 
 def clip(seed: int = 0) -> torch.Tensor:

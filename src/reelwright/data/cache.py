@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -34,7 +32,7 @@ from torch import Tensor
 from reelwright.data.fingerprints import SCHEMA, FileHashes, Journal
 from reelwright.data.lock import locked
 from reelwright.data.tensorfile import Stored, TensorFile, bytes_of, item_crc32, open_files_limit
-from reelwright.durable import sync
+from reelwright.durable import replace_file
 from reelwright.types import UserError
 
 PACK_ITEMS = 1024  # pending items that are packed at once
@@ -354,18 +352,9 @@ def write_atomic(path: Path, data: bytes, sync_folder: bool = True) -> None:
 
     Without `sync_folder` a power failure may still take the whole file back.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        if sync_folder:
-            sync(path.parent)
+        replace_file(path, data, sync_folder)
     except OSError as error:
-        with suppress(OSError):  # a read-only file system refuses even this
-            temporary.unlink()
         raise UserError(f"{path}: {len(data)} bytes cannot be written: {error.strerror or error}") from error
 
 

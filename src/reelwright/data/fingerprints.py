@@ -15,6 +15,7 @@ from typing import Any
 
 from reelwright.data.decode import PROBE_VERSION
 from reelwright.data.resize import RESIZE_RULE
+from reelwright.durable import sha256_of
 from reelwright.types import Size, UserError, VideoFile
 
 SCHEMA = 1  # of everything in a cache; a change makes every key new
@@ -53,11 +54,6 @@ def text_key(caption: str, text_fingerprint: str) -> str:
 
 def _key(*parts: str) -> str:
     return hashlib.sha256(json.dumps([SCHEMA, *parts]).encode()).hexdigest()[:40]
-
-
-def content_sha256(path: VideoFile) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Journal:
@@ -122,7 +118,7 @@ class FileHashes:
         if known is not None and known[0] == before and not verify:
             return known[1]
         started = time.time_ns()
-        sha256 = content_sha256(path)
+        sha256 = sha256_of(path)
         if _identity(path) == before and not _fresh(before, started):
             self._journal.put(name, [before, sha256])
         return sha256

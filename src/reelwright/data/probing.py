@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 from reelwright.data.cache import Cache
 from reelwright.data.config import DataConfig
 from reelwright.data.decode import PROBE_VERSION, BadVideo, VideoInfo, probe
-from reelwright.data.fingerprints import FileHashes, content_sha256
+from reelwright.data.fingerprints import FileHashes
 from reelwright.data.sandbox import Decoders, Unfinished
 from reelwright.data.scenes import SCENES_VERSION, check_extra, find_cuts
 from reelwright.data.sources import Dropped
+from reelwright.durable import sha256_of
 from reelwright.types import Clip, VideoFile
 
 AHEAD = 2  # clips asked for ahead of the one that is waited for, per decoding child
@@ -129,7 +130,7 @@ class _Work:
             if not clip.video.is_file():
                 raise BadVideo("not a regular file")
             if self._cache is None:
-                return content_sha256(clip.video)
+                return sha256_of(clip.video)
             return self._cache.files.sha256(clip.video, self._verify)
         except OSError as error:
             raise BadVideo(f"cannot be read: {error.strerror or error}") from None

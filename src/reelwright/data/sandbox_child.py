@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import gc
 import importlib
@@ -20,20 +19,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1
+from reelwright.children import end_with_parent
+
 _OPEN_FILES = 64
 _COLLECTED_AT = 32  # objects; PyAV puts frames in reference cycles, and the collector does not count their megabytes
 _PARENT_CHECK_SECONDS = 5.0  # where no signal tells of the owner's death
 # Told to the whole group or session, as by a batch system, they are for the owner to act on; a child ends with it.
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-
-
-def end_with_parent(parent: int) -> None:
-    """Have the kernel kill us when our owner ends (prctl(2), Linux); exit at once where it has already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def limit_resources(memory_mb: int) -> None:

@@ -124,16 +124,10 @@ def _write_for_others(stored: StoredModel, target: Path, form: str, on_progress:
             else:
                 write_lora(stored, temporary, form)
         on_progress("exporting", 1, 2)
-        files = sorted(p for p in temporary.rglob("*") if p.is_file()) if temporary.is_dir() else [temporary]
-        names = [p.relative_to(temporary).as_posix() if p != temporary else target.name for p in files]
-        num_bytes = sum(path.stat().st_size for path in files)
-        with writing_to(target):
-            put_in_place(temporary, target)
+        names, num_bytes = _finish(temporary, target)
         on_progress("exporting", 2, 2)
     origin = stored.origin
-    return Exported(
-        target, form, origin.step, origin.weights, origin.weights_sha256, num_bytes, tuple(names), stored.warnings
-    )
+    return Exported(target, form, origin.step, origin.weights, origin.weights_sha256, num_bytes, names, stored.warnings)
 
 
 def _write(
@@ -164,17 +158,23 @@ def _write(
         on_progress("exporting", 2, 3)
         with open_model(str(temporary)) as written:
             assert written.origin == stored.origin
-        files = sorted(p for p in temporary.rglob("*") if p.is_file()) if temporary.is_dir() else [temporary]
-        names = [p.relative_to(temporary).as_posix() if p != temporary else target.name for p in files]
-        num_bytes = sum(path.stat().st_size for path in files)
-        with writing_to(target):
-            put_in_place(temporary, target)
+        names, num_bytes = _finish(temporary, target)
         on_progress("exporting", 3, 3)
     origin = stored.origin
     return Exported(
-        target, form, origin.step, origin.weights, origin.weights_sha256, num_bytes, tuple(names),
+        target, form, origin.step, origin.weights, origin.weights_sha256, num_bytes, names,
         tuple(notes_of(stored, described)),
     )  # fmt: skip
+
+
+def _finish(temporary: Path, target: Path) -> tuple[tuple[str, ...], int]:
+    """What was written, in its place; its files' names and bytes."""
+    files = sorted(p for p in temporary.rglob("*") if p.is_file()) if temporary.is_dir() else [temporary]
+    names = tuple(p.relative_to(temporary).as_posix() if p != temporary else target.name for p in files)
+    num_bytes = sum(path.stat().st_size for path in files)
+    with writing_to(target):
+        put_in_place(temporary, target)
+    return names, num_bytes
 
 
 def _collect(stored: StoredModel, target: Path, scratch: Path, copy_frozen: bool) -> Contents:

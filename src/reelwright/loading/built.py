@@ -12,8 +12,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from reelwright.bundle import adapt, build_bundle, fitted_path
-from reelwright.data.cache import write_atomic
+from reelwright.bundle import adapt, build_bundle, fitted_path, write_fitted
 from reelwright.durable import sha256_of
 from reelwright.loading.stored import StoredModel, is_frozen, local_recipe, open_model
 from reelwright.models.exported import (
@@ -163,12 +162,10 @@ def take_fits(recipe: Recipe) -> None:
                 continue
             if theirs != ours:
                 raise UsageError(f"train.start_from = {source}: its {part} is {theirs.plain()}, not {ours.plain()}")
-            path = fitted_path(recipe, part)
-            path.parent.mkdir(parents=True, exist_ok=True)
             if part == "codec" and stored.tensors.get("codec"):
-                write_atomic(path, save(dict(stored.tensors["codec"])))
+                write_fitted(recipe, part, save(dict(stored.tensors["codec"])))
             elif part == "text" and stored.tokenizer is not None:
-                write_atomic(path, stored.tokenizer.encode())
+                write_fitted(recipe, part, stored.tokenizer.encode())
 
 
 def full_precision(stored: StoredModel) -> StoredModel:

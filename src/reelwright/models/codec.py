@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from reelwright.config import Config
-from reelwright.models.foreign import Precision, content_hash, freeze, load_foreign
+from reelwright.models.foreign import Frozen, Precision, content_hash, freeze, load_foreign
 from reelwright.randomness import keyed_generator
 from reelwright.types import Compression, Posterior, Size, UserError
 
@@ -289,7 +289,7 @@ class AutoencoderKLConfig(Config):
         return AutoencoderKLCodec(self)
 
 
-class AutoencoderKLCodec(nn.Module):
+class AutoencoderKLCodec(Frozen):
     """Frames through a frozen AutoencoderKL; latents are multiplied by its scaling_factor (after its shift_factor)."""
 
     needs_fit = False
@@ -333,10 +333,6 @@ class AutoencoderKLCodec(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             frames = [self.vae.decode(z / self.scale + self.shift).sample for z in self._chunks(latents)]
         return unfold_frames(torch.cat(frames), latents.shape[0]).clamp(-1, 1)
-
-    def train(self, mode: bool = True) -> AutoencoderKLCodec:
-        """Stays in evaluation mode."""
-        return super().train(False)
 
     def fingerprint(self) -> str:
         """sha256 over what latents depend on: weights, factors and the precision of encoding; not the path."""

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from reelwright.config import Config
 from reelwright.models.layers import (
@@ -26,10 +25,11 @@ from reelwright.models.layers import (
     needed_mask,
     patchify,
     rope_table,
+    run_block,
     unpatchify,
     zero_init,
 )
-from reelwright.types import Size, Text
+from reelwright.types import Size, Text, nearest_multiples
 
 OCTAVES = 6  # finest absolute position: 1/64 of a side; nearer neighbours are told apart by RoPE
 
@@ -156,8 +156,7 @@ class DiT(nn.Module):
         for axis, patch in zip(("frames", "height", "width"), self.config.patch, strict=True):
             extent = getattr(latent, axis)
             if extent % patch:
-                below, above = extent // patch * patch, (extent // patch + 1) * patch
-                ways = f"{below} or {above}" if below else f"{above}"
+                ways = nearest_multiples(extent, patch)
                 raise ValueError(
                     f"{axis} = {extent} latents do not fit model.patch = {patch} along {axis}: it must be a multiple; "
                     f"use {ways} latents, or another patch"
@@ -188,10 +187,7 @@ class DiT(nn.Module):
         for index, block in enumerate(self.blocks):
             rope, frames, across = layouts[index % len(layouts)]
             arguments = (x, modulations[index], rope, text_kv[index], mask, frames, across)
-            if self.config.gradient_checkpointing and self.training:
-                x = checkpoint(block, *arguments, use_reentrant=False)  # b n d
-            else:
-                x = block(*arguments)  # b n d
+            x = run_block(block, self.config.gradient_checkpointing, *arguments)  # b n d
         x = x[:, x.shape[1] - grid[0] * grid[1] * grid[2] :]  # b n d: without the joint text tokens
         shift, scale = last[:, :, None].unbind(1)  # b 1 d
         x = self.head(modulated_norm(x, shift, scale))  # b n c*pf*ph*pw

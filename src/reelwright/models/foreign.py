@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,13 @@ def _check_folder(folder: Path, field: str) -> None:
             f"{field}: {pickles[0]} is a pickle, which can run code when loaded, and {folder} has no safetensors; "
             f"get its safetensors, or load it where you trust it and save it again as {pickles[0].stem}.safetensors"
         )
+
+
+class Frozen(nn.Module):
+    """What was trained elsewhere and is only used here: it stays in evaluation mode. Call `freeze` once it is whole."""
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
 
 
 def freeze(module: nn.Module) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from reelwright.types import Text
 
@@ -224,6 +225,13 @@ class MLP(nn.Module):
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """LayerNorm without weights, then (1 + scale) x + shift (Peebles & Xie 2023, DiT). x `b n d`, rest `b 1 d`."""
     return F.layer_norm(x, (x.shape[-1],), eps=1e-6) * (1 + scale) + shift
+
+
+def run_block(block: nn.Module, checkpointing: bool, *arguments: Any) -> Tensor:
+    """block(*arguments); with `checkpointing`, while it trains, keeping no activations but computing them again."""
+    if checkpointing and block.training:
+        return checkpoint(block, *arguments, use_reentrant=False)  # pyright: ignore[reportReturnType]
+    return block(*arguments)
 
 
 def zero_init(layer: Layer) -> Layer:

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from reelwright.config import Config
 from reelwright.models.layers import (
@@ -27,6 +26,7 @@ from reelwright.models.layers import (
     needed_mask,
     patchify,
     rope_table,
+    run_block,
     unpatchify,
     zero_init,
 )
@@ -123,11 +123,7 @@ class VideoTransformer(nn.Module):
         text = self.text_in(cond.values.to(x_t.dtype))  # b l d
         times = rope_table((frames,), self.config.width // self.config.heads, x.device)
         for block in self.blocks:
-            arguments = (x, text, mask, frames, times)
-            if self.config.gradient_checkpointing and self.training:
-                x = checkpoint(block, *arguments, use_reentrant=False)  # b f*n d
-            else:
-                x = block(*arguments)  # b f*n d
+            x = run_block(block, self.config.gradient_checkpointing, x, text, mask, frames, times)  # b f*n d
         x = self.head(self.norm(x))  # b f*n c
         return unpatchify(x, (1, 1, 1), (frames, height, width)).to(x_t.dtype)  # b c f h w
 

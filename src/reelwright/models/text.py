@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from reelwright.config import Config
-from reelwright.models.foreign import Precision, content_hash, freeze, load_foreign
+from reelwright.models.foreign import Frozen, Precision, content_hash, freeze, load_foreign
 from reelwright.models.layers import MLP, Rope, SelfAttention, rope_table
 from reelwright.types import Text, UserError
 
@@ -190,7 +190,7 @@ class T5TextConfig(_FrozenTextConfig):
         return FrozenText(self, {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}, self.padding)
 
 
-class FrozenText(nn.Module):
+class FrozenText(Frozen):
     """A text encoder of transformers, never trained.
 
     `padding`, as pretrained video models differ in it: 'trimmed', the encoder sees the caption alone; 'encoded', it
@@ -226,10 +226,6 @@ class FrozenText(nn.Module):
         self.encoder = load(encoder, config.subfolder, use_safetensors=True, dtype=getattr(torch, config.dtype))
         freeze(self.encoder)
         self.width: int = self.encoder.config.hidden_size
-
-    def train(self, mode: bool = True) -> FrozenText:
-        """Stays in evaluation mode."""
-        return super().train(False)
 
     def count_tokens(self, captions: list[str]) -> list[int]:
         """Tokens of each caption before it is cut at `length`, special tokens included."""

@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from reelwright.config import Config
-from reelwright.models.layers import TimestepEmbedding, check_inputs, masked_mean, needed_mask, zero_init
-from reelwright.types import Size, Text
+from reelwright.models.layers import TimestepEmbedding, check_inputs, masked_mean, needed_mask, run_block, zero_init
+from reelwright.types import Size, Text, nearest_multiples
 
 
 class UNet3DConfig(Config):
@@ -113,8 +112,7 @@ class UNet3D(nn.Module):
         for axis in ("height", "width"):
             extent = getattr(latent, axis)
             if extent % factor:
-                below, above = extent // factor * factor, (extent // factor + 1) * factor
-                ways = f"{below} or {above}" if below else f"{above}"
+                ways = nearest_multiples(extent, factor)
                 raise ValueError(
                     f"{axis} = {extent} latents cannot be halved {len(self.config.multipliers) - 1} times, as "
                     f"model.multipliers = {list(self.config.multipliers)} wants; use {ways} latents, or fewer levels"
@@ -128,24 +126,20 @@ class UNet3D(nn.Module):
         pooled = masked_mean(text, needed_mask(cond.mask))  # b d
         condition = F.silu(self.time_in(t).to(x_t.dtype) + pooled)  # b d
 
+        keep_none = self.config.gradient_checkpointing
         x = self.latent_in(x_t)  # b c0 f h w
         skips: list[Tensor] = []
         for level, row in enumerate(self.down):
             for block in row:  # pyright: ignore[reportGeneralTypeIssues]
-                x = self._run(block, x, condition)
+                x = run_block(block, keep_none, x, condition)
                 skips.append(x)
             if level < len(self.shrink):
                 x = self.shrink[level](x)  # b c f h/2 w/2
         for block in self.middle:
-            x = self._run(block, x, condition)
+            x = run_block(block, keep_none, x, condition)
         for level, row in enumerate(self.up):
             for block in row:  # pyright: ignore[reportGeneralTypeIssues]
-                x = self._run(block, torch.cat([x, skips.pop()], dim=1), condition)
+                x = run_block(block, keep_none, torch.cat([x, skips.pop()], dim=1), condition)
             if level < len(self.grow):
                 x = self.grow[level](F.interpolate(x, scale_factor=(1.0, 2.0, 2.0)))  # b c f 2h 2w
         return self.head(F.silu(self.norm(x))).to(x_t.dtype)  # b c f h w
-
-    def _run(self, block: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
-        if self.config.gradient_checkpointing and self.training:
-            return checkpoint(block, x, condition, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return block(x, condition)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from reelwright.bundle import build_codec, build_text, check_fit, fitted_path
-from reelwright.data.cache import write_atomic
+from reelwright.bundle import build_codec, build_text, fitted_path, write_fitted
 from reelwright.data.inspection import Inspection
 from reelwright.data.windows import Piece, WindowReader
 from reelwright.models.codec import pixels_to_video
@@ -20,13 +18,6 @@ from reelwright.prepare.pieces import pieces_of
 from reelwright.recipe import Recipe
 
 FIT_CLIPS = 1024  # windows a codec is fitted on at most, evenly taken from the training split
-
-
-def check_sizes(recipe: Recipe, codec: Any) -> None:
-    """UsageError, before anything is decoded, where a size of the recipe fits neither codec nor patch."""
-    with torch.device("meta"):  # no weights: only the rules are asked for
-        denoiser = recipe.model.build(channels=codec.channels, text_width=1)
-    check_fit(recipe, codec, denoiser)
 
 
 def fitted_codec(recipe: Recipe) -> Any | None:
@@ -50,7 +41,7 @@ def fit_codec(recipe: Recipe, inspection: Inspection, frames: WindowReader, prog
     chosen = [pieces_of(inspection, s, recipe.data, "")[0] for s in training[:: -(-len(training) // FIT_CLIPS)]]
 
     codec.fit(_Videos(frames, chosen, lambda done: progress("fitting the codec", done, len(chosen))))
-    _write(fitted_path(recipe, "codec"), save(codec.state_dict()))
+    write_fitted(recipe, "codec", save(codec.state_dict()))
     return codec
 
 
@@ -60,7 +51,7 @@ def fit_text(recipe: Recipe, inspection: Inspection) -> Any:
     if not text.trainable:
         return text
     text.fit(caption for sample in inspection.samples if sample.split == "train" for caption in sample.clip.captions)
-    _write(fitted_path(recipe, "text"), text.tokenizer_json().encode())
+    write_fitted(recipe, "text", text.tokenizer_json().encode())
     return text
 
 
@@ -77,8 +68,3 @@ class _Videos:
         for number, (_, pixels) in enumerate(self._frames.read(self._pieces, keep=True), start=1):
             self._on_read(number)
             yield pixels_to_video(torch.from_numpy(pixels)[None])
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, data)

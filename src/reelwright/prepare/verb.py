@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reelwright.bundle import keep_buckets, settled_buckets, size_rule
+from reelwright.bundle import blueprint, check_fit, keep_buckets, settled_buckets, size_rule
 from reelwright.data.cache import Cache
 from reelwright.data.dataset import Manifest, PreparedSample, read_manifest, write_manifest
 from reelwright.data.fingerprints import text_key
@@ -23,7 +23,7 @@ from reelwright.metrics.frames import psnr
 from reelwright.models.codec import video_to_pixels
 from reelwright.prepare.encoding import Progress, encode_pieces, encode_texts
 from reelwright.prepare.engine import Engine
-from reelwright.prepare.fitting import check_sizes, fit_codec, fit_text, fitted_codec, fitted_text
+from reelwright.prepare.fitting import fit_codec, fit_text, fitted_codec, fitted_text
 from reelwright.prepare.pieces import pieces_of
 from reelwright.prepare.processes import Processes, joined
 from reelwright.prepare.reading import EMPTY, manifest_key
@@ -122,14 +122,15 @@ def _plan(recipe: Recipe, decoders: Decoders, progress: Progress, verify: bool =
     codec = None if refit else fitted_codec(recipe)
     text = None if refit else fitted_text(recipe)
     unfitted = codec or recipe.codec.build()
-    check_sizes(recipe, unfitted)
+    denoiser = blueprint(recipe, unfitted)
+    check_fit(recipe, unfitted, denoiser)
     inspection = inspect(
         recipe.data,
         cache,
         progress=lambda n, total, _: progress("inspecting", n, total),
         verify=verify,
         decoders=decoders,
-        fits=size_rule(recipe, unfitted),
+        fits=size_rule(unfitted, denoiser),
     )
     inspection.enforce_max_dropped(recipe.data)
     if recipe.data.buckets == "auto":

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from reelwright.config import Config
-from reelwright.models.foreign import Precision, content_hash, freeze, load_foreign
+from reelwright.models.foreign import Frozen, Precision, content_hash, freeze, load_foreign
 from reelwright.pretrained.base import check_class
 from reelwright.types import Compression, Posterior, Size, UsageError
 
@@ -131,7 +131,7 @@ def _fixed_randomness(device: torch.device) -> Iterator[None]:
         yield
 
 
-class VideoAutoencoder(nn.Module):
+class VideoAutoencoder(Frozen):
     """Clips through a frozen video autoencoder of diffusers."""
 
     needs_fit = False
@@ -221,10 +221,6 @@ class VideoAutoencoder(nn.Module):
             return self.vae.decode(z, z.new_full((len(z),), self.config.decode_timestep)).sample
         # Of an even number of latents CogVideoX's decoder makes too many pictures, the first of them several times.
         return self.vae.decode(z).sample[:, :, -self.own.pixel_size(Size(*z.shape[2:])).frames :]
-
-    def train(self, mode: bool = True) -> VideoAutoencoder:
-        """Stays in evaluation mode."""
-        return super().train(False)
 
     def fingerprint(self) -> str:
         """sha256 over what latents depend on (weights, normalisation, precision, tiling), not the path."""

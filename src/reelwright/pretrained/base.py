@@ -23,7 +23,7 @@ from reelwright.config import Config, nearest
 from reelwright.diffusion.objective import ObjectiveConfig
 from reelwright.diffusion.schedule import FlowSchedule, Schedule
 from reelwright.models.foreign import Precision, load_foreign
-from reelwright.types import Compression, Size, Text, UsageError, UserError
+from reelwright.types import Compression, Size, Text, UsageError, UserError, nearest_multiples
 
 
 class FamilyConfig(Config):
@@ -44,57 +44,52 @@ class FamilyConfig(Config):
         return True
 
     @classmethod
-    def companions(cls, model: str | None) -> dict[str, dict[str, Any]]:
+    def companions(cls, values: Mapping[str, Any], size: Size) -> dict[str, dict[str, Any]]:
         """What a recipe's other groups are for this family where they do not say themselves: codec, text, objective ...
 
-        Codec and text come from the same directory; a network from scratch (`model` None) leaves them open.
+        `values` is the recipe's `model` group as it is written, `size` that of its videos (frames, height, width in
+        pixels). Codec and text come from the same directory; a network from scratch (`model` null) leaves them open.
         """
         return {}
-
-    @classmethod
-    def companions_at(cls, model: str | None, size: Size) -> dict[str, dict[str, Any]]:
-        """`companions` for videos of a size (frames, height, width in pixels); most families' are the same for all."""
-        return cls.companions(model)
-
-    @classmethod
-    def companions_of(cls, values: Mapping[str, Any], size: Size) -> dict[str, dict[str, Any]]:
-        """`companions_at` of a recipe's `model` group as it is written, for families that look at more of it."""
-        return cls.companions_at(values.get("model"), size)
 
     def warnings(self, objective: ObjectiveConfig) -> tuple[str, ...]:
         """What whoever trains with this objective should know."""
         return ()
 
     def load_network(self) -> Any:
-        """The network of diffusers. UserError where it cannot be loaded, UsageError where `config` does not fit."""
-        import diffusers
+        """The network of diffusers; without weights where torch's default device is meta, for its shapes and rules.
 
-        network_class = getattr(diffusers, self.diffusers_class)
-        if self.model is None:
-            network = self._from_scratch(network_class)
-        else:
-            if self.config:
-                raise UsageError(
-                    "model.config describes a network from scratch: leave it empty where model.model is set"
-                )
-            network = self._from_directory(network_class, self.model)
+        UserError where it cannot be loaded, UsageError where `config` does not fit.
+        """
+        if self.model is not None and self.config:
+            raise UsageError("model.config describes a network from scratch: leave it empty where model.model is set")
+        if torch.get_default_device().type == "meta":
+            return self.skeleton()
+        network = self._from_scratch() if self.model is None else self._from_directory(self.model)
         if self.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         return network
 
     def skeleton(self) -> Any:
         """The network without weights, on the meta device."""
-        import diffusers
-
-        network_class = getattr(diffusers, self.diffusers_class)
         with torch.device("meta"):
             if self.model is None:
-                return self._from_scratch(network_class)
-            check_class(self.model, self.subfolder, (self.diffusers_class,), "model.model")
-            return network_class.from_config(network_class.load_config(self.model, subfolder=self.subfolder or None))
+                return self._from_scratch()
+            model, subfolder = self.model, self.subfolder or None
+            check_class(model, self.subfolder, (self.diffusers_class,), "model.model")
+            return load_foreign(
+                lambda: self._class.from_config(self._class.load_config(model, subfolder=subfolder)),
+                model, "model.model", self.subfolder,
+            )  # fmt: skip
 
-    def _from_scratch(self, network_class: Any) -> Any:
-        known = [name for name in inspect.signature(network_class.__init__).parameters if name != "self"]
+    @property
+    def _class(self) -> Any:
+        import diffusers
+
+        return getattr(diffusers, self.diffusers_class)
+
+    def _from_scratch(self) -> Any:
+        known = [name for name in inspect.signature(self._class.__init__).parameters if name != "self"]
         for name in self.config:
             if name not in known:
                 meant = nearest(name, known) or known
@@ -102,15 +97,15 @@ class FamilyConfig(Config):
                     f"model.config.{name}: {self.diffusers_class} has no such argument; known: {', '.join(meant)}"
                 )
         try:
-            network = network_class(**self.config)
+            network = self._class(**self.config)
         except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
             raise UsageError(f"model.config = {self.config}: {self.diffusers_class} refuses it ({error})") from None
         return network if self.dtype == "float32" else network.to(getattr(torch, self.dtype))
 
-    def _from_directory(self, network_class: Any, model: str) -> Any:
+    def _from_directory(self, model: str) -> Any:
         check_class(model, self.subfolder, (self.diffusers_class,), "model.model")
         return load_foreign(
-            lambda: network_class.from_pretrained(
+            lambda: self._class.from_pretrained(
                 model, subfolder=self.subfolder or None, use_safetensors=True, low_cpu_mem_usage=True,
                 torch_dtype=getattr(torch, self.dtype),
             ),
@@ -197,8 +192,7 @@ def check_patches(latent: Size, patch: tuple[int, int, int]) -> Size:
     """The grid of patches of latents. ValueError names the axis that does not divide and the nearest that do."""
     for axis, extent, side in zip(("frames", "height", "width"), latent.tuple, patch, strict=True):
         if extent % side:
-            below, above = extent // side * side, (extent // side + 1) * side
-            ways = f"{below} or {above}" if below else f"{above}"
+            ways = nearest_multiples(extent, side)
             raise ValueError(
                 f"{axis} = {extent} latents: the model takes them in patches of {side}; use {ways} latents"
             )

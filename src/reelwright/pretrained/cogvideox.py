@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -28,8 +29,9 @@ class CogVideoXConfig(FamilyConfig):
     diffusers_class: ClassVar[str] = "CogVideoXTransformer3DModel"
 
     @classmethod
-    def companions(cls, model: str | None) -> dict[str, dict[str, Any]]:
+    def companions(cls, values: Mapping[str, Any], size: Size) -> dict[str, dict[str, Any]]:
         """Read from the directory; of a hub id, from its name (...-2b, ...1.5-...), as published."""
+        model = values.get("model")
         network = local_settings(model, "transformer/config.json")
         scheduler = local_settings(model, "scheduler/scheduler_config.json")
         name = (model or "").lower()

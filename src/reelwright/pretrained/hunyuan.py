@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from reelwright.config import Config
-from reelwright.models.foreign import Precision, content_hash, freeze, load_foreign
+from reelwright.models.foreign import Frozen, Precision, content_hash, freeze, load_foreign
 from reelwright.models.layers import masked_mean
 from reelwright.pretrained.base import FamilyConfig, PretrainedDenoiser, check_patches
 from reelwright.types import Size, Text, UsageError
@@ -50,7 +51,7 @@ class HunyuanTextConfig(Config):
         return HunyuanText(self)
 
 
-class HunyuanText(nn.Module):
+class HunyuanText(Frozen):
     """Captions -> `b 1+l d`: first CLIP's pooled summary, zeros behind it, then the language model's tokens."""
 
     trainable = False
@@ -74,10 +75,6 @@ class HunyuanText(nn.Module):
         self.clip = load(transformers.CLIPTextModel, "text_encoder_2", **weights)
         freeze(self)
         self.width: int = self.encoder.config.hidden_size
-
-    def train(self, mode: bool = True) -> HunyuanText:
-        """Stays in evaluation mode."""
-        return super().train(False)
 
     def count_tokens(self, captions: list[str]) -> list[int]:
         """Tokens of each caption before it is cut at `length`."""
@@ -131,7 +128,8 @@ class HunyuanConfig(FamilyConfig):
     diffusers_class: ClassVar[str] = "HunyuanVideoTransformer3DModel"
 
     @classmethod
-    def companions(cls, model: str | None) -> dict[str, dict[str, Any]]:
+    def companions(cls, values: Mapping[str, Any], size: Size) -> dict[str, dict[str, Any]]:
+        model = values.get("model")
         groups: dict[str, dict[str, Any]] = {
             "objective": {"schedule": "flow", "shift": 7.0, "prediction": "velocity"},
             "sampling": {"sampler": "euler", "steps": 50, "guidance": 1.0},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -24,23 +25,17 @@ class LTXConfig(FamilyConfig):
     diffusers_class: ClassVar[str] = "LTXVideoTransformer3DModel"
 
     @classmethod
-    def companions(cls, model: str | None) -> dict[str, dict[str, Any]]:
+    def companions(cls, values: Mapping[str, Any], size: Size) -> dict[str, dict[str, Any]]:
+        """The shift grows with the number of latents, as the model's scheduler has it; one for the whole recipe."""
+        model = values.get("model")
         groups: dict[str, dict[str, Any]] = {
             "objective": {"schedule": "flow", "prediction": "velocity"},
             "sampling": {"sampler": "euler", "steps": 50, "guidance": 3.0},
         }
         if model is not None:
+            groups["objective"]["shift"] = _shift(local_settings(model, "scheduler/scheduler_config.json"), size)
             groups["codec"] = {"type": "video_autoencoder", "model": model}
             groups["text"] = t5_of_pipeline(model, length=128, padding="encoded")
-        return groups
-
-    @classmethod
-    def companions_at(cls, model: str | None, size: Size) -> dict[str, dict[str, Any]]:
-        """The shift grows with the number of latents, as the model's scheduler has it; one for the whole recipe."""
-        groups = cls.companions(model)
-        if model is not None:
-            shift = _shift(local_settings(model, "scheduler/scheduler_config.json"), size)
-            groups["objective"] = {**groups["objective"], "shift": shift}
         return groups
 
     def build(self, channels: int, text_width: int) -> LTXDenoiser:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from reelwright.config import Config
 from reelwright.diffusion.objective import ObjectiveConfig
 from reelwright.metrics.clip import IMAGE_MEAN, IMAGE_STD
-from reelwright.models.foreign import Precision, content_hash, freeze, load_foreign
+from reelwright.models.foreign import Frozen, Precision, content_hash, freeze, load_foreign
 from reelwright.pretrained.base import FamilyConfig, PretrainedDenoiser, pad_text
 from reelwright.types import Size, Text, UsageError
 
@@ -39,7 +39,7 @@ class CLIPImageConfig(Config):
         return CLIPImage(self)
 
 
-class CLIPImage(nn.Module):
+class CLIPImage(Frozen):
     """Pictures as one token; captions are refused."""
 
     trainable = False
@@ -59,10 +59,6 @@ class CLIPImage(nn.Module):
         )  # fmt: skip
         freeze(self.encoder)
         self.width: int = self.encoder.config.projection_dim
-
-    def train(self, mode: bool = True) -> CLIPImage:
-        """Stays in evaluation mode."""
-        return super().train(False)
 
     def count_tokens(self, captions: list[str]) -> list[int]:
         return [0] * len(captions)
@@ -122,7 +118,7 @@ class SVDConfig(FamilyConfig):
     diffusers_class: ClassVar[str] = "UNetSpatioTemporalConditionModel"
 
     @classmethod
-    def companions_of(cls, values: Mapping[str, Any], size: Size) -> dict[str, dict[str, Any]]:
+    def companions(cls, values: Mapping[str, Any], size: Size) -> dict[str, dict[str, Any]]:
         model, image = values.get("model"), values.get("mode") == "image"
         groups: dict[str, dict[str, Any]] = {
             "objective": {"schedule": "edm", "prediction": "v"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
@@ -20,8 +21,9 @@ class WanConfig(FamilyConfig):
     diffusers_class: ClassVar[str] = "WanTransformer3DModel"
 
     @classmethod
-    def companions(cls, model: str | None) -> dict[str, dict[str, Any]]:
+    def companions(cls, values: Mapping[str, Any], size: Size) -> dict[str, dict[str, Any]]:
         """Shift 3 is what Wan uses at 480p; 5 at 720p."""
+        model = values.get("model")
         groups: dict[str, dict[str, Any]] = {
             "objective": {"schedule": "flow", "shift": 3.0, "prediction": "velocity"},
             "sampling": {"sampler": "unipc", "steps": 50, "guidance": 5.0},

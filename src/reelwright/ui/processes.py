@@ -7,7 +7,6 @@ which is the workspace, off Python's search path: no file of the workspace is ev
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -17,9 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reelwright.children import child_environment, kill_group
+from reelwright.children import child_environment, end_with_parent, kill_group
 
-_PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.05
 
 
@@ -52,17 +50,9 @@ def end_process(identity: str, grace_seconds: float) -> bool:
     return True
 
 
-def die_with_parent(parent: int, number: int) -> None:
-    """Have the kernel send us a signal when our parent ends; exit at once where it has already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 def _main() -> None:
     parent, number, *command = sys.argv[1:]
-    die_with_parent(int(parent), int(number))
+    end_with_parent(int(parent), int(number))
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a server started in the background ignores it, and so would we
     os.execv(command[0], command)
 

@@ -73,7 +73,7 @@ class JobStore:
     def _read_all(self) -> Iterator[Job]:
         for path in list(self._folder.iterdir()):
             match = _FILE.fullmatch(path.name)
-            if path.name.endswith(".part"):
+            if path.name.endswith((".part", ".tmp")):
                 path.unlink(missing_ok=True)
             if not match:
                 continue
