@@ -343,8 +343,8 @@ def test_items_are_stacked_in_the_order_of_their_keys(tmp_path: Path) -> None:
 def test_every_process_compares_an_items_bytes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: str) -> None:
     _filled(tmp_path)
     compared: list[int] = []
-    crc32 = tensorfile.item_crc32
-    monkeypatch.setattr(tensorfile, "item_crc32", lambda tensors: (compared.append(1), crc32(tensors))[1])
+    checksum = tensorfile.item_checksum
+    monkeypatch.setattr(tensorfile, "item_checksum", lambda tensors: (compared.append(1), checksum(tensors))[1])
     for _ in range(2):  # two caches stand for two processes
         cache = Cache(tmp_path)
         for _ in range(3):

@@ -2,7 +2,7 @@
 
     pending/<name>.safetensors       items just made: tensors "<key>/<name>", their index in the metadata
     shards/<kind>-<name>.safetensors many items of one kind
-    shards/<kind>-<name>.json        the shard's index: key -> crc32 and bytes; an item is in a shard once this exists
+    shards/<kind>-<name>.json        the shard's index: key -> checksum and bytes; an item is in a shard once this exists
     manifests/                       what `prepare` made of them (dataset.py)
     files.jsonl, probes.jsonl        what can be found out again: file hashes, decoded timestamps
     lock                             held (flock) while pending items move into a shard
@@ -18,7 +18,7 @@ import json
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from reelwright.data.fingerprints import SCHEMA, FileHashes, Journal
 from reelwright.data.lock import locked
-from reelwright.data.tensorfile import Stored, TensorFile, bytes_of, item_crc32, open_files_limit
+from reelwright.data.tensorfile import Stored, TensorFile, bytes_of, item_checksum, open_files_limit
 from reelwright.durable import replace_file
 from reelwright.types import UserError
 
@@ -55,15 +55,18 @@ class _Entry:
 
     file: Path
     kind: str
-    crc32: int
+    checksum: int
     num_bytes: int
 
 
 class Cache:
     """Items (named tensors) by key under one folder. Several processes may use one cache at once."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, mend: bool = False) -> None:
+        """With `mend` a shard whose index is damaged counts as never made, and `mended` names it; else CacheDamaged."""
         self.root = root
+        self.mended: list[CacheDamaged] = []
+        self._mends = mend
         self._pending, self._shards = root / "pending", root / "shards"
         try:
             for folder in (self._pending, self._shards):
@@ -132,7 +135,7 @@ class Cache:
         """
         file, entry, _ = self._find(key)
         try:
-            return file.item(key, entry.crc32)
+            return file.item(key, entry.checksum)
         except (OSError, ValueError) as error:
             raise _trouble(entry.file, error, key) from None
 
@@ -155,21 +158,57 @@ class Cache:
                 raise ValueError(f"items {keys[0]} and {key} differ in names, types or shapes; they make no batch")
             buffers = {n: rows[n][row * s.num_bytes : (row + 1) * s.num_bytes] for n, s in stored.items()}
             try:
-                file.fill(key, buffers, entry.crc32)
+                file.fill(key, buffers, entry.checksum)
             except (OSError, ValueError) as error:
                 raise _trouble(entry.file, error, key) from None
         return out
 
     def verify(self) -> list[CacheDamaged]:
-        """Read everything again; every damaged file, once."""
+        """Read everything again; every damaged file, once. UserError where one cannot be read."""
+        by_file = {self._entry(key).file: damage for key, damage in reversed(self._damaged_items().items())}
+        return list(reversed(by_file.values()))
+
+    def mend(self, progress: Callable[[int, int], None] = lambda *_: None) -> None:
+        """Read everything again, and forget what is damaged, so that it is made again; `mended` names it.
+
+        The whole items beside it move to another shard: who reads the cache meanwhile has to open it anew.
+        UserError where a file cannot be read: what is in it is not known then. `progress(done, total)` counts items.
+        """
+        found = self._damaged_items(progress)
+        with locked(self.root / "lock"):
+            for file in dict.fromkeys(self._entry(key).file for key in found):
+                held = {key: self._entry(key) for key in self.keys() if self._entry(key).file == file}
+                whole = {key: self.get(key) for key in held if key not in found}
+                if whole:  # first: a kill in between leaves them twice
+                    self._write_shard(next(iter(held.values())).kind, whole)
+                self._forget(file, held)
+        self._refresh()
+        self.mended += found.values()
+
+    def _damaged_items(self, progress: Callable[[int, int], None] = lambda *_: None) -> dict[str, CacheDamaged]:
         self._files.clear()
-        found: dict[Path, CacheDamaged] = {}
-        for key in sorted(self.keys()):
+        found: dict[str, CacheDamaged] = {}
+        keys = sorted(self.keys(), key=lambda key: (self._entry(key).file, key))
+        for done, key in enumerate(keys, start=1):
             try:
                 self.get(key)
             except CacheDamaged as damage:
-                found.setdefault((self._packed.get(key) or self._waiting[key]).file, damage)
-        return list(found.values())
+                found[key] = damage
+            progress(done, len(keys))
+        return found
+
+    def _forget(self, file: Path, keys: Collection[str]) -> None:
+        self._files.pop(file, None)
+        index = file.with_suffix(".json")
+        for path in (file, index):  # an index without its shard counts as gone
+            path.unlink(missing_ok=True)
+        self._read.discard(index)
+        for key in keys:
+            self._packed.pop(key, None)
+            self._waiting.pop(key, None)
+
+    def _entry(self, key: str) -> _Entry:
+        return self._packed.get(key) or self._waiting[key]
 
     def pack(self) -> None:
         """Move every pending item into shards, one per kind. Where none is pending, nothing on disk is touched.
@@ -223,7 +262,12 @@ class Cache:
                 continue
             about = read_json(index)
             if about is None:
-                raise damaged(index, "it does not match its checksum")
+                damage = damaged(index, "it does not match its checksum")
+                if not self._mends:
+                    raise damage
+                self.mended.append(damage)
+                index.unlink(missing_ok=True)  # the shard goes with the next `pack`, as one that was never finished
+                continue
             self._read.add(index)
             self._packed.update(_entries(shard, about))
 
@@ -250,7 +294,7 @@ class Cache:
             file = self._opened(path)
             for key, entry in _entries(path, _about_of(file)).items():
                 with suppress(ValueError, KeyError):
-                    file.item(key, entry.crc32)
+                    file.item(key, entry.checksum)
                     whole[key] = entry
         except ValueError:
             return {}
@@ -320,7 +364,7 @@ def _about(kind: str, items: Mapping[str, Mapping[str, Tensor]]) -> dict[str, An
     entries = {}
     for key, tensors in items.items():
         parts = [(name, tensor.dtype, tuple(tensor.shape), bytes_of(tensor)) for name, tensor in tensors.items()]
-        entries[key] = [item_crc32(parts), sum(len(data) for _, _, _, data in parts)]
+        entries[key] = [item_checksum(parts), sum(len(data) for _, _, _, data in parts)]
     return {"schema": SCHEMA, "kind": kind, "items": entries}
 
 
@@ -328,7 +372,7 @@ def _entries(file: Path, about: Mapping[str, Any]) -> dict[str, _Entry]:
     """The items of a file by key; none where another version of the program wrote it."""
     if about.get("schema") != SCHEMA:
         return {}
-    return {key: _Entry(file, about["kind"], crc32, size) for key, (crc32, size) in about["items"].items()}
+    return {key: _Entry(file, about["kind"], checksum, size) for key, (checksum, size) in about["items"].items()}
 
 
 def _about_of(file: TensorFile) -> dict[str, Any]:

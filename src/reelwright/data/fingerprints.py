@@ -8,6 +8,7 @@ import json
 import os
 import time
 import zlib
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -18,7 +19,7 @@ from reelwright.data.resize import RESIZE_RULE
 from reelwright.durable import sha256_of
 from reelwright.types import Size, UserError, VideoFile
 
-SCHEMA = 1  # of everything in a cache; a change makes every key new
+SCHEMA = 2  # of everything in a cache; a change makes every key new
 _FRESH_NS = 100_000_000  # a file changed this shortly before it was read may change again under the same time stamp
 _FRESH_COARSE_NS = 2_100_000_000  # the same where the file system keeps whole seconds
 
@@ -122,6 +123,36 @@ class FileHashes:
         if _identity(path) == before and not _fresh(before, started):
             self._journal.put(name, [before, sha256])
         return sha256
+
+
+class FileFacts:
+    """What was computed from several files, by a name, until one of them changes as FileHashes sees it."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def get(self, name: str, files: Sequence[Path], compute: Callable[[], str]) -> str:
+        """`compute()`, or what it gave before for these very files. Nothing is kept where there are no files."""
+        before = _identities(files)
+        known = self._journal.get(name)
+        if before and known is not None and known[0] == before:
+            return known[1]
+        started = time.time_ns()
+        value = compute()
+        if before and _identities(files) == before and not any(_fresh(facts, started) for _, *facts in before):
+            self._journal.put(name, [before, value])
+        return value
+
+    def forget(self, name: str) -> None:
+        self._journal.put(name, [[], ""])
+
+
+def _identities(files: Sequence[Path]) -> list[list[Any]]:
+    """[name, what tells it apart ...] of each file; none where one of them cannot be found any more."""
+    try:
+        return [[str(path), *_identity(path)] for path in files]
+    except OSError:
+        return []
 
 
 def _identity(path: VideoFile) -> list[int]:
