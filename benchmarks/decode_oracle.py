@@ -24,8 +24,8 @@ from typing import IO, Any
 import numpy as np
 
 from reelwright.console import Progress, print_table
-from reelwright.data.colours import colour_remark, has_transparency
-from reelwright.data.decode import BadVideo, VideoInfo, decoded_frames, opened, probe, shown
+from reelwright.data.colours import colour_remark, has_transparency, to_rgb
+from reelwright.data.decode import BadVideo, VideoInfo, decoded_frames, opened, orientation, probe, upright
 
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".ts", ".flv", ".3gp", ".wmv", ".mpg", ".jpeg", ".m4v"}
 LEAST_PSNR = 40.0
@@ -157,7 +157,7 @@ def pictures(path: Path, index: str, times: list[float | None]) -> tuple[list[fl
             for frame in decoded_frames(container, stream):
                 if frame is None:
                     continue
-                ours = shown(frame)
+                ours = upright(to_rgb(frame), *orientation(frame))
                 other = theirs.picture(ours.shape, frame.time)
                 if other is None:
                     break

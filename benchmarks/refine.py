@@ -52,11 +52,12 @@ class Runner:
     folder: Path
 
     def noise(self, source: Path, strength: float) -> np.ndarray:
-        return read_frames(run_noise(self.model, source, self.folder / "noise.mp4", strength, 0, self.compute).path)[0]
+        out = run_noise(self.model, source, self.folder / "noise.mp4", strength, 0, self.compute, overwrite=True).path
+        return read_frames(out)[0]
 
     def refine(self, source: Path, prompt: str, strength: float, already_noisy: bool = False) -> np.ndarray:
         out, request = self.folder / "refine.mp4", Request((prompt,))
-        run_refine(self.model, source, out, request, strength, already_noisy, self.compute)
+        run_refine(self.model, source, out, request, strength, already_noisy, self.compute, overwrite=True)
         return read_frames(out)[0]
 
 
@@ -147,7 +148,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     model = load_model(arguments.model)
-    compute = Compute.resolve("auto", "auto", offload=False)
+    compute = Compute.resolve("auto", "auto")
     found, _ = real_clips(model.recipe, "train", arguments.clips, 0, lambda *_: None)
     labels: list[str] = []
     videos: list[np.ndarray] = []

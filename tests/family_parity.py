@@ -17,7 +17,7 @@ CPU = Compute(torch.device("cpu"))
 PROMPTS, NEGATIVE = ["a red ball falls", "two dots spin to the left"], "nothing"
 
 
-def family_recipe(folder: Path, family: str, model: Path, **groups: Any) -> Recipe:
+def family_recipe(folder: Path, family: str, model: Path, /, **groups: Any) -> Recipe:
     """A recipe that names nothing but the family and where it lies."""
     values: dict[str, Any] = {
         "run_dir": str(folder / "run"), "cache_dir": str(folder / "cache"),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,23 @@ def test_a_command_that_fails_stops_the_demo(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"`reelwright shapes` ended with exit code 2"):
         demo.run_demo(tmp_path, steps=1)
     assert [p.name for p in (tmp_path / "shapes").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(("code", "ends"), [(130, SystemExit), (0, KeyboardInterrupt)])
+def test_ctrl_c_is_for_the_command_at_work_and_told_once(tmp_path, monkeypatch, capfd, code, ends):
+    """A command that is told of it ends by itself and says what is kept; one that had just ended leaves it to us."""
+
+    def command(*_: object, **__: object) -> subprocess.CompletedProcess[bytes]:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)  # what the command does until it has ended
+        return subprocess.CompletedProcess([], code)
+
+    monkeypatch.setattr(demo.subprocess, "run", command)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ends) as end:
+        demo.run_demo(tmp_path)
+    assert code == 0 or end.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is before and capfd.readouterr().err == ""
 
 
 def score(row: str, value: float, metric: str = "joint accuracy") -> dict[str, Any]:

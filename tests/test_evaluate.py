@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-import reelwright.benchmark as benchmark
-from reelwright.benchmark import HEADERS, SPLITS, run_benchmark, through_codec
+from reelwright.benchmark import HEADERS, run_benchmark, runner, through_codec
 from reelwright.evaluate import METRICS, Result, Settings, run_evaluate
 from reelwright.generate import Compute
 from reelwright.loading import load_model
@@ -26,6 +25,7 @@ from reelwright.run import RunDirectory, score_conditions
 from reelwright.shapes.controls import CONTROLS
 from reelwright.shapes.files import write_collection
 from reelwright.shapes.frozen import checker_hash
+from reelwright.shapes.tables import splits_of
 from reelwright.train import train
 from reelwright.types import Size, UsageError, UserError
 from reelwright.video.write import write_video
@@ -74,7 +74,7 @@ def test_every_row_stands_beside_the_models_with_its_interval(full_size):
     result = run_evaluate(str(folder / "recipe.yaml"), Settings(("shapes", "memorisation"), prompts=6), CPU)
     joint = rows_of(result, "joint accuracy")
     assert {row for row, _ in joint} == {"model"} | CONTROL_ROWS
-    assert {split for row, split in joint if row == "model"} == set(SPLITS)
+    assert {split for row, split in joint if row == "model"} == set(splits_of("s1"))
     assert all(r["n"] == 6 and 0 <= r["low"] <= r["value"] <= r["high"] <= 1 for r in joint.values())
     renderer = joint["renderer", "in_distribution"]
     assert renderer["value"] == 1.0 and renderer["low"] < 1.0, "the checker reads what the renderer drew"
@@ -98,8 +98,8 @@ def test_the_codec_row_is_the_ceiling_of_the_latents(full_size):
 def test_renders_are_read_once(full_size, monkeypatch):
     """The renderer's row and the fresh renders of the memorisation figures are one set."""
     rendered = []
-    render = benchmark.render
-    monkeypatch.setattr(benchmark, "render", lambda *a: rendered.append(a[0]) or render(*a))
+    render = runner.render
+    monkeypatch.setattr(runner, "render", lambda *a: rendered.append(a[0]) or render(*a))
     model = load_model(str(full_size[0] / "recipe.yaml"))
     run_benchmark(model, SamplingConfig.parse(FAST), CPU, 3, ("paraphrases",))
     assert len(rendered) == 2 * 3, "the prompts' own scenes, and the nearest training scenes"
@@ -113,7 +113,7 @@ def test_the_same_evaluation_twice_is_the_same(full_size):
 
 
 def test_scores_and_report_stay_with_the_run(run_cli, run, tmp_path):
-    for path in ("scores.json", "evaluation.png"):
+    for path in ("scores.json", "evaluation.png", "shapes.html"):
         assert not (run / path).exists()
     before = (run / "report.html").read_text()
     result = run_cli(
@@ -130,6 +130,10 @@ def test_scores_and_report_stay_with_the_run(run_cli, run, tmp_path):
     assert (model["steps_trained"], model["clips_seen"]) == (8, 32)
     assert (run / "evaluation.png").stat().st_size > 0
     assert "renderer through codec" in (run / "report.html").read_text() and "renderer through codec" not in before
+    page = (run / "shapes.html").read_text()
+    assert "renderer through codec" in page and "Stated and read: paraphrases" in page and "The worst 2" in page
+    assert f"{model['parameters']:,} parameters" in page and "euler 1 steps, guidance" in page
+    assert (run / "shapes-worst.png").stat().st_size > 0
 
 
 def test_every_row_says_how_it_was_measured(run_cli, run):
@@ -197,7 +201,9 @@ def test_each_caption_brings_back_its_own_clip(three_clips):
     decibels = rows_of(result, "PSNR to own clip (dB)")["model", "train"]
     assert decibels["value"] > 12 and decibels["low"] <= decibels["value"] <= decibels["high"]
     title, _, cells = result.tables[0]
-    assert "3 of 3 their own" in title and [row[2] for row in cells] == ["yes"] * 3
+    assert title.startswith("nearest clip: 3 of 3 their own, 100.0% [43.8%, 100.0%] where chance gives 33.3%; mean")
+    assert f"{decibels['value']:.2f} [{decibels['low']:.2f}, {decibels['high']:.2f}] dB" in title
+    assert [row[2] for row in cells] == ["yes"] * 3
     assert any("none is held out" in r["metric"] for r in result.rows), "a loss on training clips says that it is one"
     assert (three_clips / "evaluation.png").is_file()
 
@@ -216,7 +222,7 @@ def test_a_folder_of_shapes_is_read_as_it_is(run_cli, full_size):
     [
         (Settings(("fid",)), "--metrics fid: not a metric; known: auto, shapes"),
         (Settings(()), "--metrics: none is given"),
-        (Settings(("shapes",), splits=("train",)), "--split train: not a split; known: in_distribution"),
+        (Settings(("shapes",), splits=("train",)), "--split train: not a split of track s1; known: in_distribution"),
         (Settings(sampling={"sampler": "eular"}), "sampler = 'eular'"),
     ],
 )
@@ -366,8 +372,8 @@ def test_a_cache_fitted_anew_is_not_measured(run, monkeypatch):
 
 def test_prompts_are_of_the_track_trained_on(run, monkeypatch):
     asked = []
-    draw = benchmark.draw_prompts
-    monkeypatch.setattr(benchmark, "draw_prompts", lambda *a, **k: asked.append(a[3]) or draw(*a, **k))
-    monkeypatch.setattr(benchmark, "read_track", lambda path: "s1-hard")
+    draw = runner.draw_prompts
+    monkeypatch.setattr(runner, "draw_prompts", lambda *a, **k: asked.append(a[3]) or draw(*a, **k))
+    monkeypatch.setattr(runner, "read_track", lambda path: "s1-hard")
     run_evaluate(str(run), Settings(("shapes",), prompts=2, splits=("paraphrases",), sampling={"steps": 1}), CPU)
     assert asked == ["s1-hard"]

@@ -80,6 +80,19 @@ def test_several_videos_for_one_file_name_are_numbered(generate, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("there", ["x.mp4", "x-0002.mp4", "x-sheet.png"])
+def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(run_cli, trained_run, tmp_path, there):
+    (tmp_path / there).write_bytes(b"mine")
+    several = () if there == "x.mp4" else ("--num-videos", 2)
+    words = ("generate", trained_run, "--prompt", PROMPT, "--steps", 1, "--out", tmp_path / "x.mp4", *several)
+    refused = run_cli(*words)
+    told = f"reelwright: {tmp_path / there}: there already; name another place, or give --overwrite to replace it\n"
+    assert (refused.code, refused.err) == (2, told)
+    assert [path.name for path in tmp_path.iterdir()] == [there] and (tmp_path / there).read_bytes() == b"mine"
+    assert run_cli(*words, "--overwrite").code == 0
+    assert (tmp_path / there).stat().st_size > 500
+
+
 def test_a_folder_that_is_there_may_have_a_dot(tmp_path):
     (tmp_path / "v1.5").mkdir()
     assert output_paths(tmp_path / "v1.5", "gif", [("hi", 0)]) == [tmp_path / "v1.5" / "0001-hi-seed0.gif"]
@@ -124,6 +137,8 @@ def test_the_recipe_of_a_clip_tells_all_and_repeats_it(generate, model, trained_
         "prompt": PROMPT, "negative_prompt": "dull", "seed": 9, "sampler": "ddim", "steps": 2, "guidance": 2.5,
         "guidance_rescale": 0.0, "guidance_interval": [0.0, 1.0], "guidance_end": None, "spacing": "even",
         "noise_levels": [0.002, 700.0],
+        "guidance_low": None,
+        "shift_terminal": None, "window_frames": 0, "window_overlap": 0.5, "window_noise": "fresh",
         "frames": 8, "width": 64, "height": 64, "fps": 8.0, "precision": "fp32",
         "model": str(trained_run / "checkpoints" / "step-0000008"), "model_step": 8,
         "model_sha256": model.weights_sha256, "versions": {"reelwright": __version__, "torch": torch.__version__},
@@ -182,10 +197,20 @@ def test_guidance_one_is_no_guidance(model):
     assert np.array_equal(negative, plain)
 
 
-def test_offload_equals_no_offload(model):
-    sampling, offload = SamplingConfig(steps=3), Compute(CPU.device, "fp32", offload=True)
-    video = generate_videos(model.bundle, [PROMPT], [0], Size(8, 32, 32), sampling, offload)[0]
-    assert np.array_equal(video, one(model))
+@pytest.mark.parametrize("offload", ["model", "block"])
+def test_offload_equals_no_offload(model, offload):
+    before = [p.data_ptr() for p in model.bundle.denoiser.parameters()]
+    sampling, compute = SamplingConfig(steps=3), Compute(CPU.device, "fp32", offload)
+    video = generate_videos(model.bundle, [PROMPT], [0], Size(8, 32, 32), sampling, compute)[0]
+    assert np.abs(video.astype(int) - one(model)).max() <= (1 if offload == "block" else 0)  # weights lie elsewhere
+    assert [p.data_ptr() for p in model.bundle.denoiser.parameters()] == before
+
+
+def test_offload_has_nothing_to_do_on_a_cpu(generate, tmp_path):
+    for name, options in (("a", ()), ("b", ("--offload", "block"))):
+        done = generate("--prompt", PROMPT, *SIDES, "--device", "cpu", *options, "--out", tmp_path / f"{name}.mp4")
+        assert ("--offload block: no effect on cpu" in done.err) == bool(options)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
 def test_progress_counts_every_step(model, tmp_path):
@@ -211,6 +236,8 @@ def test_progress_counts_every_step(model, tmp_path):
         (("--prompt", "x", "--checkpoint", 5), "there are: step-0000004, step-0000008"),
         (("--prompt", "x", "--precision", "int4"), "--precision int4: not one of"),
         (("--prompt", "x", "--device", "tpu9"), "device = 'tpu9'"),
+        (("--prompt", "x", "--offload", "most"), "--offload most: not one of none, model, block"),
+        (("--prompt", "x", "--frames", 32, "--window", 6), "window_frames = 6: frames = 6 does not fit the codec"),
         (("--from", "absent.mp4"), "absent.mp4: no such file"),
         (("--from", "absent.mp4", "--prompt", "x"), "leave"),
         (("--from", "absent.mp4", "--steps", 5), "leave"),

@@ -91,6 +91,16 @@ def test_a_guidance_interval_that_is_none_is_refused(interval: str) -> None:
         parse(f"sampling.guidance_interval={interval}")
 
 
+def test_a_terminal_sigma_wants_even_steps_of_a_flow() -> None:
+    assert parse("sampling.shift_terminal=0.1").sampling.shift_terminal == 0.1
+    with pytest.raises(UsageError, match=r"shift_terminal = 0\.1 wants objective\.schedule = 'flow', not 'linear'"):
+        parse("sampling.shift_terminal=0.1", "objective.schedule=linear", "objective.prediction=v")
+    with pytest.raises(UsageError, match=r"shift_terminal = 0\.1 has no effect with spacing = 'karras'"):
+        parse("sampling.shift_terminal=0.1", "sampling.spacing=karras", "objective.schedule=edm")
+    with pytest.raises(UsageError, match="shift_terminal"):
+        parse("sampling.shift_terminal=1")
+
+
 def test_what_may_change_are_fields_there_are() -> None:
     fields = dotted_fields(Recipe)
     assert "train.learning_rate" in fields and "codec.block" in fields, "the walk reaches leaves and unions"

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 import reelwright.refine as refine_verb
+from reelwright.data import consecutive
+from reelwright.data.sandbox import Decoders
 from reelwright.diffusion.sampler import SAMPLERS
 from reelwright.diffusion.schedule import SCHEDULES, build_schedule
 from reelwright.generate import Compute, Request, decode_latents, encode_video
 from reelwright.loading import LoadedModel, load_model
 from reelwright.metrics.frames import psnr
+from reelwright.models.offload import Offload
 from reelwright.refine import open_source, plan_windows, remaining_times, run_noise, run_refine, start_time
 from reelwright.types import Compression, Size, UserError
 from reelwright.video.write import read_frames, read_recipe, write_video
@@ -55,7 +58,8 @@ def round_trip(model: LoadedModel, frames: np.ndarray) -> np.ndarray:
 
 
 def pictures(path: Path) -> np.ndarray:
-    return np.stack(list(open_source(path, lambda _: None).pictures()))
+    with Decoders(1) as decoders:
+        return np.stack(list(open_source(path, decoders, lambda _: None).pictures()))
 
 
 # -- strength
@@ -76,9 +80,9 @@ def test_the_video_falls_away_from_the_input_with_strength(model, clip, tmp_path
         for strength in (0.0, 0.1, 0.3, 0.5, 0.7):
             out = tmp_path / f"{command}.mp4"
             if command == "noise":
-                run_noise(model, clip, out, strength, 0, CPU)
+                run_noise(model, clip, out, strength, 0, CPU, overwrite=True)
             else:
-                run_refine(model, clip, out, REQUEST, strength, False, CPU)
+                run_refine(model, clip, out, REQUEST, strength, False, CPU, overwrite=True)
             values.append(psnr(read_frames(out)[0], original))
         assert values == sorted(values, reverse=True) and values[0] > values[-1] + 3, (command, values)
 
@@ -199,12 +203,12 @@ def test_uneven_times_and_wide_pixels(model, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_bytes(model, clip, tmp_path):
-    def made(name: str, seed: int, offload: bool = False) -> bytes:
+    def made(name: str, seed: int, offload: Offload = "none") -> bytes:
         request, compute = Request((PROMPT,), steps=4, seed=seed), Compute(CPU.device, "fp32", offload)
         return run_refine(model, clip, tmp_path / name, request, 0.5, False, compute).path.read_bytes()
 
     first = made("a.mp4", 3)
-    assert first == made("b.mp4", 3) == made("c.mp4", 3, offload=True) != made("d.mp4", 4)
+    assert first == made("b.mp4", 3) == made("c.mp4", 3, offload="model") != made("d.mp4", 4)
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
@@ -301,8 +305,8 @@ def test_noise_on_the_command_line(run_cli, trained_run, clip, tmp_path):
 
 def test_noise_takes_what_refine_takes(run_cli, trained_run, clip, tmp_path):
     """The same weights and the same way to save memory; the advice names nothing that the command has not."""
-    for options in ((), ("--raw",), ("--offload",), ("--checkpoint", "newest")):
-        result = run_cli("noise", trained_run, clip, tmp_path / "x.mp4", *options)
+    for options in ((), ("--raw",), ("--offload", "model"), ("--checkpoint", "newest")):
+        result = run_cli("noise", trained_run, clip, tmp_path / "x.mp4", "--overwrite", *options)
         assert result.code == 0, result.err
         weights = load_model(str(trained_run), raw="--raw" in options).weights_sha256
         assert read_recipe(tmp_path / "x.mp4")["model_sha256"] == weights
@@ -312,7 +316,7 @@ def test_a_video_far_from_training_is_one_warning(run_cli, trained_run, tmp_path
     for name, (height, width, fps) in {"far": (96, 32, 8), "fast": (32, 32, 25), "near": (40, 32, 10)}.items():
         write_video(tmp_path / f"{name}.mp4", moving(8, height, width), fps)
         options = ("--prompt", PROMPT, "--steps", 2)
-        result = run_cli("refine", trained_run, tmp_path / f"{name}.mp4", tmp_path / "x.mp4", *options)
+        result = run_cli("refine", trained_run, tmp_path / f"{name}.mp4", tmp_path / f"{name}-x.mp4", *options)
         assert result.code == 0, result.err
         assert result.err.count("trained at 32x32, 8 fps") == (name != "near")
 
@@ -326,6 +330,7 @@ def test_a_video_far_from_training_is_one_warning(run_cli, trained_run, tmp_path
         (("in.mp4", "in.mp4"), 2, "is the input itself"),
         (("in.mp4", "link.mp4"), 2, "is the input itself"),
         (("in.mp4", "folder.mp4"), 2, "is a folder"),
+        (("in.mp4", "one.mp4"), 2, "one.mp4: there already; name another place, or give --overwrite to replace it"),
         (("in.mp4", "x.gif"), 2, "end the name of the result in .mp4 or .webm"),
         (("in.mp4", "x"), 2, "end the name of the result in .mp4 or .webm"),
         (("in.mp4", "text.mp4/x.mp4"), 2, "cannot be made a folder"),
@@ -374,10 +379,12 @@ def test_what_is_too_large_is_told(model, clip, tmp_path, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
     monkeypatch.setattr(refine_verb, "denoise_latents", exhausted)
-    with pytest.raises(UserError, match="not enough memory for windows of 8x64x64.*--offload or --precision bf16"):
+    with pytest.raises(
+        UserError, match="not enough memory for windows of 8x64x64.*--offload model or --precision bf16"
+    ):
         run_refine(model, clip, tmp_path / "x.mp4", REQUEST, 0.3, False, CPU)
     monkeypatch.setattr(refine_verb, "encode_video", exhausted)
-    with pytest.raises(UserError, match="not enough memory for windows of 8x64x64.*--offload$"):
+    with pytest.raises(UserError, match="not enough memory for windows of 8x64x64.*--offload model$"):
         run_noise(model, clip, tmp_path / "x.mp4", 0.3, 0, CPU)
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
@@ -396,5 +403,28 @@ def test_earlier_results_stay_where_the_work_fails(model, clip, tmp_path, monkey
 
     monkeypatch.setattr(refine_verb, "denoise_latents", fails_late)
     with pytest.raises(ZeroDivisionError):
-        run_refine(model, clip, out, REQUEST, 0.3, False, CPU)
+        run_refine(model, clip, out, REQUEST, 0.3, False, CPU, overwrite=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_strangers_file_is_decoded_in_a_child_alone(model, clip, tmp_path, monkeypatch):
+    for room in ("decode", "consecutive", "containers"):
+        monkeypatch.setattr(f"reelwright.data.{room}.opened", lambda *_: pytest.fail("opened in this process"))
+    assert run_refine(model, clip, tmp_path / "x.mp4", REQUEST, 0.2, False, CPU).size.frames == 20
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(model, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(consecutive, "PORTION_BYTES", 1)  # a picture at a time
+    call = Decoders.submit
+
+    def submit(self: Decoders, function: Any, path: Path, *rest: Any) -> Any:
+        if function is consecutive.read_portion and rest[1] == 6:
+            for child in list(self._children):  # a new child has to open the file again
+                child.kill()
+            clip.write_bytes(clip.read_bytes()[:2000])
+        return call(self, function, path, *rest)
+
+    monkeypatch.setattr(Decoders, "submit", submit)
+    with pytest.raises(UserError, match=r"in\.mp4: cannot be decoded any longer \(.*\); was it changed\?"):
+        run_noise(model, clip, tmp_path / "x.mp4", 0.2, 0, CPU)
+    assert not (tmp_path / "x.mp4").exists()

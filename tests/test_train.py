@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -88,11 +89,63 @@ def test_interrupted_equals_uninterrupted(tiny, trained_run, stop, number):
     assert not [line for line in said if "damaged" in line]
 
 
-def test_a_finished_run_is_left_as_it_is(tiny):
-    run = quietly(tiny()).run_dir
+def test_a_finished_run_is_left_as_it_is_and_said_to_be_finished(tiny):
+    said: list[str] = []
+    run = train(tiny(), say=said.append).run_dir
+    assert said[-1].startswith("done: 8 steps in ") and not [line for line in said if "already finished" in line]
     before = snapshot(run / "checkpoints"), figures(run)
-    assert quietly(tiny()).step == 8
+    again: list[str] = []
+    assert train(tiny(), say=again.append).step == 8
     assert (snapshot(run / "checkpoints"), figures(run)) == before
+    assert again[-1] == f"{run} is already finished at step 8; nothing to do (train.steps=... beyond that to go on)"
+    assert not [line for line in again if line.startswith("done")], "nothing was done"
+    by_epochs = ("train.steps=null", "train.epochs=0.2")
+    quietly(tiny(*by_epochs, run="epochs"))
+    train(tiny(*by_epochs, run="epochs"), say=again.append)
+    assert "already finished at step 1; nothing to do (train.epochs=... beyond that to go on)" in again[-1]
+
+
+def test_the_log_has_a_line_every_interval_and_is_rewound_with_the_run(tiny, monkeypatch):
+    """log_every is 2, evaluate_every and save_every 4: killed in step 7, it goes on from step 4."""
+
+    def killed(done: int, *_: Any) -> None:
+        if done == 7:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        quietly(tiny(), on_step=killed)
+    run = RunDirectory(tiny().run_dir)
+    assert [step for step, text in logged_steps(run) if text.startswith("loss")] == [2, 4, 6]
+    quietly(tiny())
+    losses = {record["step"]: record for record in run.read_metrics() if "loss" in record}
+    held_out = {record["step"]: record for record in run.read_metrics() if "heldout_loss" in record}
+    lines = logged_steps(run)
+    assert [step for step, _ in lines] == [2, 4, 4, 6, 8, 8], "each once, none of them lost"
+    for step, text in lines:
+        if text.startswith("held-out"):
+            of = held_out[step]
+            interval = f"[{of['heldout_low']:.4f}, {of['heldout_high']:.4f}]"
+            assert text == f"held-out loss {of['heldout_loss']:.4f} {interval}  4 clips"
+        else:
+            of = losses[step]
+            assert text == (
+                f"loss {of['loss']:.4f}  learning rate {of['learning_rate']:.3g}  "
+                f"{of['samples_per_second']:.4g} samples/s"
+            )
+
+
+def test_on_a_gpu_the_line_tells_its_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 3 * 2**30)
+    figures = {"loss": 0.5, "learning_rate": 1e-4, "samples_per_second": 12.0}
+    assert train_verb._step_line(figures, torch.device("cuda")) == (
+        "loss 0.5000  learning rate 0.0001  12 samples/s  3.00 GiB at most"
+    )
+
+
+def logged_steps(run: RunDirectory) -> list[tuple[int, str]]:
+    """(step, text) of the lines of training.log that belong to one."""
+    matches = [re.match(r"\S+ \S+  step +(\d+)  (.*)", line) for line in run.log_path.read_text().splitlines()]
+    return [(int(match[1]), match[2]) for match in matches if match]
 
 
 def test_more_steps_may_be_asked_for(tiny):

@@ -18,7 +18,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 SNR_SHIFT = {"2b": 3.0, "5b": 1.0, "1.5": 1.0}
 
 
-def save_cogvideox(folder: Path, variant: str) -> Path:
+def save_cogvideox(folder: Path, variant: str, scheduler_class: str = "CogVideoXDDIMScheduler") -> Path:
     import diffusers
     import transformers
 
@@ -37,7 +37,7 @@ def save_cogvideox(folder: Path, variant: str) -> Path:
     )
     for number, part in enumerate((transformer, vae, text_encoder)):
         shake(part, number)
-    scheduler = diffusers.CogVideoXDDIMScheduler(
+    scheduler = getattr(diffusers, scheduler_class)(
         prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing",
         snr_shift_scale=SNR_SHIFT[variant],
     )  # fmt: skip

@@ -79,6 +79,23 @@ def draw(batch: Batch, objective: Objective, seed: int) -> Draws:
     return Draws(batch.latents.sample(posterior_noise), noise, objective.sample_time(uniform))
 
 
+def objective_of_step(bundle: Bundle, seed: int, step: int) -> Objective:
+    """What draws the times of a training step: the objective, or that of the one network whose turn it is.
+
+    Where networks share the times, one of them trains at a step, as often as its share of all training times. Which one
+    follows from seed and step alone, so that all processes agree and a resumed run goes on with the same.
+    """
+    objective, intervals = bundle.objective, getattr(bundle.denoiser, "intervals", ())
+    if len(intervals) < 2:
+        return objective
+    turn = torch.rand((), generator=keyed_generator(seed, "turn", step), dtype=torch.float64).item()
+    for interval in intervals:
+        turn -= objective.share(interval)
+        if turn < 0:
+            break
+    return objective.within(interval)
+
+
 # What of `data:` says which clips a fit may see; the split too, as held-out clips stay unseen.
 SOURCE_KEYS = (
     "path", "videos", "captions", "format", "columns", "split", "only", "media", "partial",
@@ -175,7 +192,8 @@ def build_bundle(
 ) -> Bundle:
     """A Bundle with random weights, the same for the same seed.
 
-    With `frozen_text_width` a frozen text encoder is not loaded (`text` is None): training reads the cache.
+    With `frozen_text_width` a frozen text encoder is not loaded (`text` is None), nor what else only generating needs:
+    training reads the cache.
     """
     codec = build_codec(recipe, codec_tensors)
     with torch.random.fork_rng(devices=[]):
@@ -191,21 +209,28 @@ def build_bundle(
     if isinstance(denoiser, PretrainedDenoiser):
         denoiser.schedule = objective.schedule
         denoiser.compression, denoiser.fps = codec.compression, recipe.data.fps
+        if len(denoiser.intervals) == 1:
+            objective = objective.within(denoiser.intervals[0])
+        if frozen_text_width is None:
+            denoiser.complete()
     return Bundle(denoiser, codec, text, objective, tuple(getattr(denoiser, "lora_targets", ())))
 
 
-def adapt(bundle: Bundle, recipe: Recipe) -> tuple[Bundle, list[str]]:
+def adapt(
+    bundle: Bundle, recipe: Recipe, remembered: Callable[[Callable[[], str]], str] = lambda compute: compute()
+) -> tuple[Bundle, list[str]]:
     """The bundle with adapters beside its weights as `train.lora` says, and the names of the layers that have one.
 
     As it is, and no names, where the recipe asks for none. A text encoder of its own trains on unless its weights came
-    with those of the denoiser. UsageError where no layer fits `train.lora.targets`.
+    with those of the denoiser. `remembered(compute)` may know the sha256 of the base without computing it. UsageError
+    where no layer fits `train.lora.targets`.
     """
     config = recipe.train.lora
     if config is None:
         return bundle, []
     new = tuple(f"{name}." for name in getattr(bundle.denoiser, "lora_also_trains", ()))  # no part of the base
     base = {name: tensor for name, tensor in bundle.denoiser.state_dict().items() if not name.startswith(new)}
-    sha256 = content_hash({}, base)
+    sha256 = remembered(lambda: content_hash({}, base))
     kind = getattr(recipe.model, "quantize", None)
     if kind is not None:
         quantize(bundle.denoiser, kind, beside=new)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from reelwright.config import parse_yaml, to_yaml
 from reelwright.console import print_table
 from reelwright.types import UserError
 
+INTERRUPTED = 130
 CLIPS = 2400
 SCORED_PROMPTS = 128
 SCORED_SPLITS = ("in_distribution", "held_out_pairs")
@@ -75,11 +77,18 @@ def _command(*arguments: object) -> None:
     """Run one command of ours as a user would, its output going to the terminal."""
     words = [str(argument) for argument in arguments]
     print(f"\n$ reelwright {shlex.join(words)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", "reelwright", *words], check=False).returncode
-    if code == 130:
-        raise KeyboardInterrupt
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))  # Ctrl-C is for the command to act on
+    try:
+        code = subprocess.run([sys.executable, "-m", "reelwright", *words], check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if code == INTERRUPTED:
+        raise SystemExit(INTERRUPTED)  # it has said what is kept
     if code != 0:
         raise UserError(f"the demo stopped: `reelwright {words[0]}` ended with exit code {code} (see above)")
+    if heard:
+        raise KeyboardInterrupt
 
 
 def _summary(scores: list[dict[str, Any]]) -> None:

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from reelwright import quality
-from reelwright.benchmark import HEADERS, Benchmark, ScoreRow, is_shapes_collection, read_collection, run_benchmark
+from reelwright.benchmark import (
+    Benchmark,
+    ScoreRow,
+    checker_of,
+    is_shapes_collection,
+    read_collection,
+    run_benchmark,
+    tabulate,
+    write_benchmark_page,
+)
 from reelwright.bundle import DenoisingLoss
 from reelwright.generate import Compute
 from reelwright.heldout import held_out_loss
@@ -22,7 +31,6 @@ from reelwright.quality import Measured, Progress, Subjects
 from reelwright.recipe import SamplingConfig
 from reelwright.report.run_page import write_run_page
 from reelwright.run import RunDirectory, finite
-from reelwright.shapes.frozen import checker_hash
 from reelwright.training.checkpoint import MANIFEST
 from reelwright.training.devices import autocast
 from reelwright.types import UsageError
@@ -45,6 +53,7 @@ class Settings:
     clip: str | None = None  # a CLIP's directory or hub id
     features: str | None = None  # the network of the Frechet distance, as `quality.build_features` takes it
     real: Path | None = None  # a folder of real captioned clips, to hold a folder of videos against
+    places: tuple[str, ...] = ()  # 'cache_dir=...' and the like, over the recipe's of a model that was moved
 
     def given(self) -> list[str]:
         """The options that were set, as the command line names them."""
@@ -89,6 +98,11 @@ class Subject:
     def benchmark(self) -> Benchmark:
         s = self.settings
         return run_benchmark(self.model, self.sampling, self.compute, s.prompts, s.splits, s.seed, self.progress)
+
+    @cached_property
+    def checker(self) -> str:
+        """The hash of the checker that reads videos of this kind."""
+        return checker_of(Path(self.target) if self.loaded is None else self.loaded.recipe.data.path)
 
     @cached_property
     def videos(self) -> Subjects:
@@ -139,8 +153,12 @@ def run_evaluate(
     if is_folder and (checkpoint is not None or raw):
         option = "--raw" if checkpoint is None else f"--checkpoint {checkpoint}"
         raise UsageError(f"{option}: {target} is a folder of videos, not a model; leave it out")
-    model = None if is_folder else load_model(target, checkpoint, raw)
+    if is_folder and settings.places:
+        raise UsageError(f"{settings.places[0]}: {target} is a folder of videos, which has no recipe; leave it out")
+    model = None if is_folder else quality.placed(load_model(target, checkpoint, raw), settings.places)
     data = path if model is None else model.recipe.data.path
+    if model is not None:
+        quality.check_places(model, {METRICS[name].needs if name in METRICS else "clips" for name in settings.metrics})
     metrics = _chosen(settings, data, is_folder, target)
     overrides = {name: value for name, value in settings.sampling.items() if value is not None}
     own = SamplingConfig() if model is None else model.recipe.sampling
@@ -159,6 +177,9 @@ def run_evaluate(
     result.about["minutes"] = round((time.perf_counter() - started) / 60, 2)
     result.notes.append(conditions_line(result.about))
     if subject.run is not None:
+        if "shapes" in metrics:
+            page = write_benchmark_page(subject.run, subject.benchmark, conditions_line(result.about))
+            result.notes.append(f"what was taken for what, and the worst videos: {page}")
         subject.run.write_scores(_with_earlier(subject.run, result), _model_facts(result.about))
         write_run_page(subject.run)
         result.notes.append(f"scores: {subject.run.scores_path}; report: {subject.run.report_path}")
@@ -229,6 +250,8 @@ def _model_facts(about: dict[str, Any]) -> dict[str, Any]:
 def _sampled(sampling: SamplingConfig) -> dict[str, Any]:
     """What of the sampling has an effect."""
     unused = {"noise_levels"} if sampling.spacing == "even" else set()
+    if sampling.window_frames in ("auto", 0):  # videos are as long as those it was trained on
+        unused |= {"window_frames", "window_overlap", "window_noise"}
     return {name: value for name, value in sampling.plain().items() if name not in unused}
 
 
@@ -242,14 +265,14 @@ def _conditions(subject: Subject, metric: Metric) -> dict[str, Any]:
     if metric.is_drawn:
         found |= {"seed": settings.seed, "prompts": settings.prompts}
     if metric.is_checked:
-        found["checker"] = checker_hash()[:12]
+        found["checker"] = subject.checker[:12]
     return found
 
 
 def _about(subject: Subject) -> dict[str, Any]:
     """What every table prints: machine, size of the model, what it saw, how it was sampled."""
     compute, model, sampling = subject.compute, subject.loaded, subject.sampling
-    about: dict[str, Any] = {"device": str(compute.device), "checker_sha256": checker_hash()}
+    about: dict[str, Any] = {"device": str(compute.device), "checker_sha256": subject.checker}
     about |= {"metrics": list(subject.metrics), "prompts": subject.settings.prompts, "seed": subject.settings.seed}
     about["networks"] = [f"{one.name} {one.sha256[:12]}" for one in (subject.clip, subject.network) if one]
     if model is None:
@@ -286,10 +309,10 @@ def _shapes(subject: Subject) -> Measured:
     """The moving-shapes benchmark of a model; of a rendered folder, what the checker says of its own files."""
     if subject.loaded is None:
         row = read_collection(Path(subject.target), subject.settings.prompts, subject.progress)
-        return Measured(row.figures(), [(f"moving shapes in {subject.target}", HEADERS, [row.cells()])])
+        return Measured(row.figures(), [(f"moving shapes in {subject.target}", *tabulate([row]))])
     benchmark = subject.benchmark
     rows = [figure for row in benchmark.rows for figure in row.figures()]
-    result = Measured(rows, [("moving shapes", HEADERS, [row.cells() for row in benchmark.rows])])
+    result = Measured(rows, [("moving shapes", *tabulate(benchmark.rows))])
     if subject.run is not None:
         sheet = subject.run.evaluation_sheet
         contact_sheet([video for video, _ in benchmark.shown], [label for _, label in benchmark.shown], sheet)
@@ -341,7 +364,8 @@ def _held_out(subject: Subject) -> Measured:
     }  # fmt: skip
     if row["split"] == "train":
         row["metric"] = "fixed-noise loss on training clips (none is held out)"
-    cells = [row["metric"], f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]", str(row["n"])]
+    interval = f"[{row['low']:.4f}, {row['high']:.4f}]" if row["n"] > 1 else "[one clip]"
+    cells = [row["metric"], f"{row['value']:.4f} {interval}", str(row["n"])]
     return Measured([row], [("loss at fixed noise and timestep quantiles", ["metric", "value", "clips"], [cells])])
 
 
@@ -375,6 +399,7 @@ class Metric:
     options: tuple[str, ...] = ()
     is_drawn: bool = True  # whether prompts, clips or noise are drawn by --seed and --prompts
     is_checked: bool = False  # whether the frozen checker reads the videos
+    needs: quality.Need = "clips"
 
 
 MODEL_OPTIONS = ("--steps", "--guidance", "--sampler", "--split")
@@ -387,6 +412,6 @@ METRICS = {  # in the order they are measured and printed
     "temporal": Metric(_temporal, False, (*SAMPLING, "--clip", "--real")),
     "dynamic": Metric(partial(_temporal, whole=False), False, (*SAMPLING, "--real")),
     "fvd": Metric(_frechet, False, (*SAMPLING, "--features", "--real")),
-    "heldout": Metric(_held_out, True, is_drawn=False),
-    "speed": Metric(_speed, True, SAMPLING, is_drawn=False),
+    "heldout": Metric(_held_out, True, is_drawn=False, needs="cache"),
+    "speed": Metric(_speed, True, SAMPLING, is_drawn=False, needs="nothing"),
 }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -14,10 +15,14 @@ import torch
 from torch import Tensor
 
 from reelwright import __version__
-from reelwright.diffusion.guidance import guided, join_texts, make_denoise
-from reelwright.diffusion.sampler import SAMPLERS, karras_times, sample_times
+from reelwright.diffusion.guidance import Predict, guided, join_texts, make_denoise, switched
+from reelwright.diffusion.sampler import SAMPLERS, karras_times, sample_times, stretched_times
+from reelwright.diffusion.schedule import Schedule
+from reelwright.diffusion.windows import in_windows, repeated_noise, window_starts
 from reelwright.loading import LoadedModel
 from reelwright.models.codec import pixels_to_video, video_to_pixels
+from reelwright.models.decoding import in_pieces, latents_at_once
+from reelwright.models.offload import Offload, on_device
 from reelwright.pretrained.base import PretrainedDenoiser, generating
 from reelwright.randomness import keyed_generator, keyed_normal
 from reelwright.recipe import SamplingConfig
@@ -35,31 +40,29 @@ MIN_PICTURE_SIDE, MAX_PICTURE_SIDE = 16, 8192  # below, there is nothing to see;
 
 @dataclass(frozen=True)
 class Compute:
-    """Where generation runs. `offload` keeps on the device only the part at work."""
+    """Where generation runs. `offload`: "model" keeps on the device only the part at work, "block" only two blocks."""
 
     device: torch.device
     precision: Precision = "fp32"
-    offload: bool = False
+    offload: Offload = "none"
 
     @classmethod
-    def resolve(cls, device: str, precision: str, offload: bool) -> Compute:
+    def resolve(cls, device: str, precision: str, offload: str = "none") -> Compute:
         """From the command line's words. UsageError where they are unknown or not to be had here."""
         if precision not in get_args(Precision):
             raise UsageError(f"--precision {precision}: not one of {', '.join(get_args(Precision))}")
+        if offload not in get_args(Offload):
+            raise UsageError(f"--offload {offload}: not one of {', '.join(get_args(Offload))}")
         where = resolve_device(device)
-        return cls(where, resolve_precision(cast(Precision, precision), where), offload)
+        held = "none" if where.type == "cpu" else cast(Offload, offload)  # there is nowhere else to put a part
+        return cls(where, resolve_precision(cast(Precision, precision), where), held)
 
 
 def encode_prompts(bundle: Bundle, prompts: Sequence[str], compute: Compute) -> Text:
     """Captions -> embeddings `b l d` on the device."""
-    encoder = bundle.text
-    _place(encoder, compute.device)
-    with torch.no_grad(), autocast(compute.device, compute.precision):
-        tokens = encoder.tokenize(list(prompts)).to(compute.device)
-        embeddings = encoder(tokens)
-    if compute.offload:
-        _place(encoder, torch.device("cpu"))
-    return embeddings
+    encoder, device = bundle.text, compute.device
+    with on_device(encoder, device, compute.offload), torch.no_grad(), autocast(device, compute.precision):
+        return encoder(encoder.tokenize(list(prompts)).to(device))
 
 
 def encode_pictures(
@@ -67,16 +70,21 @@ def encode_pictures(
 ) -> tuple[Text, Text]:
     """A picture uint8 `h w 3` as (cond, uncond) of one video a seed, whose noise on the picture is its own."""
     denoiser = cast(PretrainedDenoiser, bundle.denoiser)
-    for part in (bundle.text, bundle.codec):
-        _place(part, compute.device)
     pixels = torch.from_numpy(picture.copy()).to(compute.device)
     noises = [keyed_normal((3, size.height, size.width), seed, "picture") for seed in seeds]
-    pairs = [denoiser.condition_on(pixels, bundle.codec, bundle.text, size, noise) for noise in noises]
-    if compute.offload:
-        for part in (bundle.text, bundle.codec):
-            _place(part, torch.device("cpu"))
+    with on_device(bundle.text, compute.device, compute.offload), _codec_at_work(bundle, compute):
+        pairs = [denoiser.condition_on(pixels, bundle.codec, bundle.text, size, noise) for noise in noises]
     conds, unconds = zip(*pairs, strict=True)
     return join_texts(conds), join_texts(unconds)
+
+
+def walk_times(sampling: SamplingConfig, schedule: Schedule) -> Tensor:
+    """The times of a walk from pure noise to data as the settings have them: falling from 1 to 0, float64."""
+    if sampling.spacing == "karras":
+        return karras_times(sampling.steps, schedule, *sampling.noise_levels)
+    if sampling.shift_terminal is not None:
+        return stretched_times(sampling.steps, schedule, sampling.shift_terminal)
+    return sample_times(sampling.steps, grid=schedule.grid)
 
 
 @torch.no_grad()
@@ -92,17 +100,17 @@ def sample_latents(
 ) -> Tensor:
     """Latents `b c f h w` of one batch, from pure noise. Each video's depends on its own seed alone, not the batch."""
     shape = (bundle.codec.channels, *latent_size.tuple)
-    noise = torch.stack([keyed_normal(shape, seed, "latents") for seed in seeds])
+    noises = [keyed_normal(shape, seed, "latents") for seed in seeds]
+    if sampling.window_noise == "repeated":
+        window = latent_window(bundle, sampling, latent_size.frames)
+        noises = [repeated_noise(noise, *window, seed) for noise, seed in zip(noises, seeds, strict=True)]
+    noise = torch.stack(noises)
     generators = [keyed_generator(seed, "sampler") for seed in seeds]
 
     def draw_noise() -> Tensor:
         return torch.stack([torch.randn(shape, generator=g) for g in generators])
 
-    schedule = bundle.objective.schedule
-    if sampling.spacing == "karras":
-        times = karras_times(sampling.steps, schedule, *sampling.noise_levels)
-    else:
-        times = sample_times(sampling.steps, grid=schedule.grid)
+    times = walk_times(sampling, bundle.objective.schedule)
     return denoise_latents(bundle, noise, times, positive, negative, sampling, compute, draw_noise, on_step)
 
 
@@ -125,47 +133,68 @@ def denoise_latents(
     device = compute.device
 
     def denoiser(x_t: Tensor, t: Tensor, cond: Text) -> Tensor:
-        with autocast(device, compute.precision):
+        with autocast(device, compute.precision, cache=False):
             return bundle.denoiser(x_t, t, cond).float()
 
-    _place(bundle.denoiser, device)
-    predict = guided(
-        denoiser,
-        positive,
-        negative,
-        sampling.guidance,
-        rescale=sampling.guidance_rescale,
-        interval=sampling.guidance_interval,
-        last_scale=sampling.guidance_end,
-    )
+    def tell(part: tuple[int, int] | None) -> None:
+        if hasattr(bundle.denoiser, "within"):
+            bundle.denoiser.within = part  # pyright: ignore[reportArgumentType]
+
+    denoiser = in_windows(denoiser, *latent_window(bundle, sampling, x.shape[2]), tell)
+
+    def guided_by(scale: float) -> Predict:
+        return guided(
+            denoiser,
+            positive,
+            negative,
+            scale,
+            rescale=sampling.guidance_rescale,
+            interval=sampling.guidance_interval,
+            last_scale=sampling.guidance_end,
+        )
+
+    predict = guided_by(sampling.guidance)
+    if sampling.guidance_low is not None:
+        boundary: Any = getattr(bundle.denoiser, "boundary", None)
+        if boundary is None:
+            raise UsageError(
+                f"guidance_low = {sampling.guidance_low:g}: belongs to models with a network of its own for low noise, "
+                "and this one has none; leave it out"
+            )
+        predict = switched(predict, guided_by(sampling.guidance_low), boundary)
     denoise = make_denoise(predict, bundle.objective)
-    with generating(bundle.denoiser):
-        latents = SAMPLERS[sampling.sampler](
+    network = bundle.denoiser.whole() if isinstance(bundle.denoiser, PretrainedDenoiser) else bundle.denoiser
+    with on_device(network, device, compute.offload), generating(bundle.denoiser):
+        return SAMPLERS[sampling.sampler](
             denoise, x.to(device), times, bundle.objective.schedule, draw_noise=draw_noise, on_step=on_step
         )
-    if compute.offload:
-        _place(bundle.denoiser, torch.device("cpu"))
-    return latents
 
 
 @torch.no_grad()
 def encode_video(bundle: Bundle, frames: np.ndarray, compute: Compute) -> Tensor:
     """uint8 `f h w c` of a size that fits the codec -> latents `1 c f h w` on the device: the posterior's mean."""
-    _place(bundle.codec, compute.device)
-    latents = bundle.codec.encode(pixels_to_video(torch.from_numpy(frames[None]).to(compute.device))).mean.float()
-    if compute.offload:
-        _place(bundle.codec, torch.device("cpu"))
-    return latents
+    with _codec_at_work(bundle, compute):
+        return bundle.codec.encode(pixels_to_video(torch.from_numpy(frames[None]).to(compute.device))).mean.float()
 
 
 @torch.no_grad()
 def decode_latents(bundle: Bundle, latents: Tensor, compute: Compute) -> np.ndarray:
-    """Latents -> uint8 `b f h w c`, in float32 whatever the precision (half precision breaks some decoders)."""
-    _place(bundle.codec, compute.device)
-    pixels = video_to_pixels(bundle.codec.decode(latents.float())).cpu().numpy()
-    if compute.offload:
-        _place(bundle.codec, torch.device("cpu"))
-    return pixels
+    """Latents -> uint8 `b f h w c`, whatever the precision in that of the codec (half precision breaks some decoders).
+
+    A codec that decodes every latent frame by itself is given a few at a time.
+    """
+    pieces: list[np.ndarray] = []
+    with _codec_at_work(bundle, compute):
+        for part in latents.float().split(latents_at_once(bundle.codec, latents), dim=2):
+            pieces += [video_to_pixels(piece).cpu().numpy() for piece in in_pieces(bundle.codec.decode(part))]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+
+
+@contextmanager
+def _codec_at_work(bundle: Bundle, compute: Compute) -> Iterator[None]:
+    """The codec on the device: as a whole, since its activations are what is large."""
+    with on_device(bundle.codec, compute.device, "none" if compute.offload == "none" else "model"):
+        yield
 
 
 def generate_videos(
@@ -184,7 +213,7 @@ def generate_videos(
 
     With a `picture`, uint8 `h w 3`, videos start from it and the prompts are not looked at.
     """
-    latent_size = fitting_latent_size(bundle, size)
+    latent_size = fitting_latent_size(bundle, size, sampling)
     bundle.denoiser.eval()
     total = len(range(0, len(prompts), batch_size)) * sampling.steps
     videos: list[np.ndarray] = []
@@ -206,14 +235,36 @@ def generate_videos(
     return videos
 
 
-def fitting_latent_size(bundle: Bundle, size: Size) -> Size:
-    """Size of the latents of a video. UsageError names the axis that fits neither codec nor patch."""
+def fitting_latent_size(bundle: Bundle, size: Size, sampling: SamplingConfig | None = None) -> Size:
+    """Size of the latents of a video. UsageError names the axis that fits neither codec nor patch.
+
+    Where `sampling` has it made in windows, it is their length that has to fit the patch.
+    """
     try:
         latent_size = bundle.codec.compression.latent_size(size)
-        bundle.denoiser.check_size(latent_size)  # pyright: ignore[reportCallIssue]
+        window = latent_window(bundle, sampling, latent_size.frames)[0] if sampling else latent_size.frames
+        bundle.denoiser.check_size(replace(latent_size, frames=window))  # pyright: ignore[reportCallIssue]
     except ValueError as error:
         raise UsageError(f"a video of {size} (frames x height x width): {error}") from None
     return latent_size
+
+
+def latent_window(bundle: Bundle, sampling: SamplingConfig, count: int) -> tuple[int, int]:
+    """Latent frames the denoiser sees at once, of `count`, and how many of them two windows share.
+
+    UsageError where the codec makes no whole latents of a window. Frames that know nothing of one another share none.
+    """
+    frames, unit = sampling.window_frames, bundle.codec.compression
+    if frames == "auto" or frames == 0:
+        return count, 0
+    try:
+        size = unit.latent_size(Size(frames, unit.height, unit.width)).frames
+    except ValueError as error:
+        raise UsageError(f"window_frames = {frames}: {error}") from None
+    if size >= count:
+        return count, 0
+    mixed = getattr(bundle.denoiser, "mixes_frames", True)
+    return size, min(size - 1, round(size * sampling.window_overlap)) if mixed else 0
 
 
 @dataclass(frozen=True)
@@ -228,10 +279,15 @@ class Request:
     steps: int | None = None
     guidance: float | None = None
     guidance_end: float | None = None
+    guidance_low: float | None = None
     spacing: Literal["even", "karras"] | None = None
     noise_levels: tuple[float, float] | None = None
+    shift_terminal: float | None = None
     guidance_rescale: float | None = None
     guidance_interval: tuple[float, float] | None = None
+    window_frames: int | None = None
+    window_overlap: float | None = None
+    window_noise: Literal["fresh", "repeated"] | None = None
     frames: int | None = None
     width: int | None = None
     height: int | None = None
@@ -243,9 +299,15 @@ class Request:
         return Size(self.frames or own.frames, self.height or own.height, self.width or own.width)
 
     def sampling(self, model: LoadedModel) -> SamplingConfig:
+        """With `window_frames` settled: what the model was trained on where more is asked for, else 0."""
         given = {name: getattr(self, name) for name in SamplingConfig.model_fields}
         values = model.recipe.sampling.plain() | {k: v for k, v in given.items() if v is not None}
-        return SamplingConfig.parse(values, origin="generate")
+        sampling = SamplingConfig.parse(values, origin="generate")
+        if sampling.window_frames == "auto":
+            trained = max(size.frames for size in model.recipe.data.sizes)
+            window = trained if self.size(model).frames > trained else 0
+            sampling = sampling.model_copy(update={"window_frames": window})
+        return sampling
 
     @classmethod
     def from_recipe(cls, recipe: dict[str, Any], path: Path) -> Request:
@@ -272,21 +334,28 @@ def run_generate(
     suffix: str | None,
     compute: Compute,
     on_step: Progress | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
     """Make and write every video asked for, a recipe in each, and a contact sheet where there are several.
 
     `out` is a file where one video is asked for (or a name to number from), else a folder of mp4s or what `suffix`
-    says. One video at a time, so that a seed gives the same frames whatever else is asked for beside it.
+    says. One video at a time, so that a seed gives the same frames whatever else is asked for beside it. UsageError
+    where a file that is there would be replaced without `overwrite`; in a folder names are numbered on.
     """
     size, sampling = request.size(model), request.sampling(model)
     fps = request.fps or model.recipe.data.fps
     jobs = [(prompt, request.seed + n) for prompt in request.prompts for n in range(request.num_videos)]
     if suffix and out.suffix and not out.is_dir() and out.suffix != f".{suffix}":
         raise UsageError(f"--format {suffix} contradicts --out {out}; leave one of them out")
-    fitting_latent_size(model.bundle, size)
+    latent_size = fitting_latent_size(model.bundle, size, sampling)
     picture = load_picture(model, request)
     paths = output_paths(out, suffix or "mp4", jobs)
     check_target(paths[0], fps)
+    sheet = _sheet_path(out, paths) if len(paths) > 1 else None
+    refuse_existing([*paths, *([sheet] if sheet else [])], overwrite)
+    if told := told_of_windows(model, sampling, size, latent_size):
+        say(told)
     videos: list[np.ndarray] = []
     for number, ((prompt, seed), path) in enumerate(zip(jobs, paths, strict=True)):
 
@@ -300,13 +369,24 @@ def run_generate(
         )
         one = replace(request, seed=seed, num_videos=1, prompts=(prompt,))
         write_video(path, videos[-1], fps, clip_recipe(model, one, size, sampling, fps, compute))
-    if len(paths) > 1:
-        first, last = paths[0].name[:4], paths[-1].name[:4]  # their numbers, in a folder
-        sheet = paths[0].with_name(f"{first}-{last}-sheet.png" if out.is_dir() else f"{out.stem}-sheet.png")
+    if sheet is not None:
         labels = [f"{prompt} (seed {seed})" for prompt, seed in jobs]
         contact_sheet(videos, labels, sheet)
         paths = [*paths, sheet]
     return paths
+
+
+def told_of_windows(model: LoadedModel, sampling: SamplingConfig, size: Size, latent_size: Size) -> str:
+    """What is done with a video that does not go through the model at once, in a line; '' for any other."""
+    window, overlap = latent_window(model.bundle, sampling, latent_size.frames)
+    if window == latent_size.frames:
+        return ""
+    count = len(window_starts(latent_size.frames, window, overlap))
+    how = f"blended over {overlap} of its {window} latent frames" if overlap else "with no frame in common"
+    return (
+        f"{size.frames} frames go through the model in {count} windows of {sampling.window_frames}, each {how}, at "
+        "every step; --window 0 takes them all at once"
+    )
 
 
 def load_picture(model: LoadedModel, request: Request) -> np.ndarray | None:
@@ -351,6 +431,14 @@ def check_target(path: Path, fps: float) -> None:
         raise UsageError(f"--out {path.parent}: cannot be made a folder ({error.strerror}); name another") from None
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"--out {path.parent}: cannot be written to; name another folder")
+
+
+def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
+    """UsageError where a result would take the place of a file that is there, unless that is wanted."""
+    there = [] if overwrite else [path for path in paths if path.exists()]
+    if there:
+        more = f" and {len(there) - 1} more of these files" if len(there) > 1 else ""
+        raise UsageError(f"{there[0]}{more}: there already; name another place, or give --overwrite to replace it")
 
 
 def cut_prompts(bundle: Bundle, prompts: Sequence[str]) -> list[str]:
@@ -400,6 +488,9 @@ def output_paths(out: Path, suffix: str, jobs: Sequence[tuple[str, int]]) -> lis
     return paths
 
 
-def _place(module: Any, device: torch.device) -> None:
-    if isinstance(module, torch.nn.Module):
-        module.to(device)
+def _sheet_path(out: Path, paths: Sequence[Path]) -> Path:
+    """Where the contact sheet of several videos goes."""
+    if out.suffix and not out.is_dir():
+        return out.with_name(f"{out.stem}-sheet.png")
+    first, last = (path.name.partition("-")[0] for path in (paths[0], paths[-1]))  # their numbers
+    return paths[0].with_name(f"{first}-{last}-sheet.png")

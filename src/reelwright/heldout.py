@@ -11,7 +11,7 @@ from torch import Tensor
 from reelwright.bundle import DenoisingLoss
 from reelwright.data.dataset import CachedDataset
 from reelwright.data.replacement import readable
-from reelwright.metrics.statistics import mean_interval
+from reelwright.metrics.statistics import mean_interval, possible_range
 from reelwright.randomness import keyed_normal
 from reelwright.types import Batch, UserError
 
@@ -58,7 +58,7 @@ def held_out_loss(
     # windows of one clip are no independent measurements: they count as one
     losses = torch.stack([torch.stack(rows).mean(dim=0) for rows in by_clip.values()])  # clips times
     means = losses.mean(dim=1).tolist()
-    low, high = mean_interval(means)
+    low, high = mean_interval(means, bounds=possible_range("held-out loss"))
     return {
         "heldout_loss": sum(means) / len(means),
         "heldout_low": low,

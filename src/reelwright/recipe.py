@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from reelwright.config import Config
 from reelwright.data.config import DataConfig
 from reelwright.diffusion.objective import ObjectiveConfig
 from reelwright.diffusion.sampler import SAMPLERS
+from reelwright.models.autoencoder import AutoencoderConfig
 from reelwright.models.codec import AutoencoderKLConfig, DCTCodecConfig, PCACodecConfig, PixelCodecConfig
 from reelwright.models.dit import DiTConfig
 from reelwright.models.spatial import VideoTransformerConfig
@@ -20,6 +21,7 @@ from reelwright.pretrained.autoencoders import VideoAutoencoderConfig
 from reelwright.pretrained.base import FamilyConfig
 from reelwright.pretrained.cogvideox import CogVideoXConfig
 from reelwright.pretrained.hunyuan import HunyuanConfig, HunyuanTextConfig
+from reelwright.pretrained.hunyuan15 import Hunyuan15Config, Hunyuan15TextConfig
 from reelwright.pretrained.ltx import LTXConfig
 from reelwright.pretrained.svd import CLIPImageConfig, SVDConfig
 from reelwright.pretrained.wan import WanConfig
@@ -34,14 +36,21 @@ ModelConfig = Annotated[
     | CogVideoXConfig
     | LTXConfig
     | HunyuanConfig
+    | Hunyuan15Config
     | SVDConfig,
     Field(discriminator="type"),
 ]
 TextConfig = Annotated[
-    NativeTextConfig | CLIPTextConfig | T5TextConfig | HunyuanTextConfig | CLIPImageConfig, Field(discriminator="type")
+    NativeTextConfig | CLIPTextConfig | T5TextConfig | HunyuanTextConfig | Hunyuan15TextConfig | CLIPImageConfig,
+    Field(discriminator="type"),
 ]
 CodecConfig = Annotated[
-    PCACodecConfig | DCTCodecConfig | PixelCodecConfig | AutoencoderKLConfig | VideoAutoencoderConfig,
+    PCACodecConfig
+    | DCTCodecConfig
+    | PixelCodecConfig
+    | AutoencoderConfig
+    | AutoencoderKLConfig
+    | VideoAutoencoderConfig,
     Field(discriminator="type"),
 ]
 
@@ -50,6 +59,7 @@ FAMILIES: dict[str, type[FamilyConfig]] = {
     "cogvideox": CogVideoXConfig,
     "ltx": LTXConfig,
     "hunyuan": HunyuanConfig,
+    "hunyuan15": Hunyuan15Config,
     "svd": SVDConfig,
 }
 
@@ -64,10 +74,15 @@ class SamplingConfig(Config):
     steps: int = Field(default=30, ge=1)
     spacing: Literal["even", "karras"] = "even"  # of the steps: in time, or Karras' noise levels (schedule 'edm')
     noise_levels: tuple[float, float] = (0.002, 700.0)  # lowest and highest sigma / alpha of 'karras'
+    shift_terminal: float | None = Field(default=None, gt=0, lt=1)  # sigma that even steps of a flow end at; null: none
     guidance: float = Field(default=4.0, ge=0)  # 1: none
     guidance_end: float | None = Field(default=None, ge=0)  # of the last frame, where it is not that of the first
+    guidance_low: float | None = Field(default=None, ge=0)  # of the expert for low noise, where it is not the other's
     guidance_rescale: float = Field(default=0.0, ge=0, le=1)
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # the t at which guidance acts
+    window_frames: NonNegativeInt | Literal["auto"] = "auto"  # longer videos go in windows; auto: as trained; 0: none
+    window_overlap: float = Field(default=0.5, ge=0, lt=1)  # share of a window that the next one covers too
+    window_noise: Literal["fresh", "repeated"] = "fresh"  # repeated: all windows begin from the first one's, shuffled
 
     @model_validator(mode="after")
     def _check(self) -> SamplingConfig:
@@ -78,6 +93,11 @@ class SamplingConfig(Config):
             raise ValueError(
                 f"noise_levels = {list(self.noise_levels)} has no effect with spacing = '{self.spacing}': it belongs "
                 f"to karras; leave it {list(levels)}"
+            )
+        if self.shift_terminal is not None and self.spacing != "even":
+            raise ValueError(
+                f"shift_terminal = {self.shift_terminal} has no effect with spacing = '{self.spacing}': it stretches "
+                "even steps; leave it null"
             )
         if not 0 < self.noise_levels[0] < self.noise_levels[1]:
             raise ValueError(f"noise_levels = {list(self.noise_levels)}: must be [lowest, highest], above 0")
@@ -122,7 +142,12 @@ class Recipe(Config):
         if self.sampling.spacing == "karras" and self.objective.schedule != "edm":
             raise ValueError(
                 f"sampling.spacing = 'karras' wants objective.schedule = 'edm', not {self.objective.schedule!r}: "
-                "only its noise levels have times that can be told; use sampling.spacing = even"
+                "these noise levels are its own; use sampling.spacing = even"
+            )
+        if self.sampling.shift_terminal is not None and self.objective.schedule != "flow":
+            raise ValueError(
+                f"sampling.shift_terminal = {self.sampling.shift_terminal} wants objective.schedule = 'flow', not "
+                f"{self.objective.schedule!r}; leave it null"
             )
         started = self.train.start_from is not None or getattr(self.model, "model", None) is not None
         if self.train.lora is not None and not started:
@@ -133,6 +158,11 @@ class Recipe(Config):
         if getattr(self.model, "quantize", None) is not None and self.train.lora is None:
             raise ValueError(
                 "model.quantize: 8-bit weights cannot be trained, only adapters beside them: set train.lora"
+            )
+        if self.sampling.guidance_low is not None and getattr(self.model, "expert", None) is None:
+            raise ValueError(
+                f"sampling.guidance_low = {self.sampling.guidance_low:g}: is for models of two experts (model.expert); "
+                "leave it out"
             )
         grid = self.objective.build().schedule.grid
         if grid is not None and self.sampling.steps > grid:
@@ -166,6 +196,9 @@ def _fill_in_companions(values: dict[str, Any]) -> None:
     family = FAMILIES.get(model.get("type", "")) if isinstance(model, dict) else None
     if family is None or not isinstance(model, dict):
         return
+    if not all(isinstance(model.get(name) or "", str) for name in ("model", "subfolder")):
+        return  # the recipe is refused for that
+    family.check_place(model)
     try:
         size = DataConfig.model_validate(values.get("data")).sizes[0]
     except ValueError:

@@ -13,24 +13,22 @@ smoother, but twice as many frames were a mix of two pictures.) No more than a w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import av
-import av.error
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from reelwright import __version__
-from reelwright.data.colours import to_rgb
-from reelwright.data.decode import BadVideo, opened, probe, upright
-from reelwright.data.resize import fit
+from reelwright.data.consecutive import Container, describe, portions, read_portion
+from reelwright.data.decode import BadVideo, probe
+from reelwright.data.sandbox import Decoders
 from reelwright.diffusion.sampler import sample_times
 from reelwright.diffusion.schedule import Schedule
 from reelwright.durable import sha256_of
@@ -45,6 +43,7 @@ from reelwright.generate import (
     encode_prompts,
     encode_video,
     fitting_latent_size,
+    refuse_existing,
 )
 from reelwright.loading import LoadedModel
 from reelwright.randomness import keyed_generator, keyed_normal
@@ -62,9 +61,10 @@ FAR = 1.5  # times the size or rate a model was trained at
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A video to work on, as decoding all of it showed."""
+    """A video to work on, as decoding all of it showed. Its frames come from the child processes of `decoders`."""
 
     path: Path
+    decoders: Decoders
     size: Size  # as shown: upright, square pixels
     seconds: NDArray[np.float64]  # when each frame is shown, the first at 0
     rate: Fraction  # frames a second; the mean where the video is not `steady`
@@ -72,43 +72,50 @@ class Source:
     silent: bool  # whether there is no sound
     sha256: str
     decoded: Size  # before the padding noted in our own files is taken off
-    skipped_frames: int  # damaged ones before the first sound key frame
     rotation: int  # degrees clockwise from the stored picture to the shown one
     mirrored: bool
 
     def pictures(self) -> Iterator[Pictures]:
-        """Frames in order, uint8 `h w c`, one in memory at a time."""
-        _, height, width = self.decoded.tuple
-        with _reopened(self.path) as (container, stream):
-            for frame in islice(container.decode(stream), self.skipped_frames, None):
-                picture = upright(to_rgb(frame), self.rotation, self.mirrored)
-                if picture.shape[:2] != (height, width):  # the pixel aspect is what the shapes differ by
-                    aspect = width / height / (picture.shape[1] / picture.shape[0])
-                    picture = fit(picture, height, width, aspect)
+        """Frames in order, uint8 `h w c`; two portions of them in memory at a time, one of them being decoded.
+
+        UserError where the file can no longer be read.
+        """
+        waiting: list[Future[NDArray[np.uint8]]] = []
+
+        def take() -> Iterator[Pictures]:
+            for picture in waiting.pop(0).result():
                 yield picture[: self.size.height, : self.size.width]
 
+        try:
+            for first, size in portions(self.decoded):
+                asked = self.decoders.submit(read_portion, self.path, size, first, self.rotation, self.mirrored)
+                waiting.append(asked)
+                if len(waiting) > 1:
+                    yield from take()
+            yield from take()
+        except BadVideo as error:
+            raise UserError(f"{self.path}: cannot be decoded any longer ({error}); was it changed?") from None
 
-def open_source(path: Path, say: Say) -> Source:
+
+def open_source(path: Path, decoders: Decoders, say: Say) -> Source:
     """Decode a file once from end to end. UserError where it is damaged or holds no moving picture."""
     if not path.is_file():
         raise UsageError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; give one video file")
     if path.stat().st_size > SLOW_TO_READ_BYTES:
         say(f"reading {path}")
     try:
-        info = probe(path)
+        info = decoders.call(probe, path)
+        container = Container.from_text(decoders.call(describe, path))
     except BadVideo as reason:
         raise UserError(f"{path}: {reason}; re-encode it or use another video") from None
     if info.num_frames < 2:
         raise UserError(f"{path}: holds a single frame; a video has at least 2")
-    with _reopened(path) as (container, stream):
-        nominal = stream.average_rate
-        silent = not container.streams.audio
-        height, width = true_size(info.height, info.width, container.metadata.get("description", ""))
+    height, width = true_size(info.height, info.width, container.description)
     seconds = info.timestamps - info.first_seconds
-    rate, steady = even_rate(seconds, nominal)
+    rate, steady = even_rate(seconds, container.rate)
     return Source(
-        path, Size(info.num_frames, height, width), seconds, rate, steady, silent, sha256_of(path),
-        Size(info.num_frames, info.height, info.width), info.skipped_frames, info.rotation, info.mirrored,
+        path, decoders, Size(info.num_frames, height, width), seconds, rate, steady, not container.has_sound,
+        sha256_of(path), Size(info.num_frames, info.height, info.width), info.rotation, info.mirrored,
     )  # fmt: skip
 
 
@@ -163,12 +170,20 @@ def run_noise(
     compute: Compute,
     on_step: Progress | None = None,
     say: Say = lambda _: None,
+    overwrite: bool = False,
 ) -> Outcome:
     """Write the video whose latents are x_s / alpha(s): what `run_refine` of the same strength and seed begins with.
 
-    `on_step(done, total)` counts windows, `say` takes one-line messages. UsageError where nothing was left to show.
+    `on_step(done, total)` counts windows, `say` takes one-line messages. UsageError where nothing was left to show, or
+    a file that is there would be replaced without `overwrite`.
     """
-    job = _open_job(model, source, out, strength, say)
+    with _opened_job(model, source, out, strength, say, overwrite) as job:
+        return _noised(model, job, strength, seed, compute, on_step)
+
+
+def _noised(
+    model: LoadedModel, job: _Job, strength: float, seed: int, compute: Compute, on_step: Progress | None
+) -> Outcome:
     t = start_time(model.bundle.objective.schedule, strength)
     alpha = float(model.bundle.objective.schedule.alpha(t))
     if alpha == 0:
@@ -211,18 +226,32 @@ def run_refine(
     compute: Compute,
     on_step: Progress | None = None,
     say: Say = lambda _: None,
+    overwrite: bool = False,
 ) -> Outcome:
     """Noise a video to `strength` and denoise it again; an `already_noisy` one, made by `run_noise`, is only denoised.
 
     Of `request` the first prompt, the negative prompt, the seed and the sampling count. Its steps are those of a whole
     walk from pure noise, of which the share `strength` (at least one) is taken. Strength 0 is the codec's round trip.
-    `on_step(done, total)` counts sampling steps over all windows, `say` takes one-line messages.
+    `on_step(done, total)` counts sampling steps over all windows, `say` takes one-line messages. UsageError where a
+    file that is there would be replaced without `overwrite`.
     """
+    with _opened_job(model, source, out, strength, say, overwrite) as job:
+        if warning := far_from_training(model, job.source):
+            say(warning)
+        return _refined(model, job, request, strength, already_noisy, compute, on_step)
+
+
+def _refined(
+    model: LoadedModel,
+    job: _Job,
+    request: Request,
+    strength: float,
+    already_noisy: bool,
+    compute: Compute,
+    on_step: Progress | None,
+) -> Outcome:
     bundle, schedule = model.bundle, model.bundle.objective.schedule
     sampling = request.sampling(model)
-    job = _open_job(model, source, out, strength, say)
-    if warning := far_from_training(model, job.source):
-        say(warning)
     t = start_time(schedule, strength)
     if already_noisy and float(schedule.alpha(t)) == 0:
         raise UsageError(f"--already-noisy --strength {strength:g}: nothing of a video is left there; use less than 1")
@@ -335,8 +364,11 @@ class _Job:
         return Outcome(self.out, source.size, float(source.rate), self.windows.count, steps)
 
 
-def _open_job(model: LoadedModel, path: Path, out: Path, strength: float, say: Say) -> _Job:
-    """UsageError or UserError for whatever can be known before the work begins."""
+@contextmanager
+def _opened_job(
+    model: LoadedModel, path: Path, out: Path, strength: float, say: Say, overwrite: bool
+) -> Iterator[_Job]:
+    """UsageError or UserError for whatever can be known before the work begins. The file is read within the context."""
     if not 0 <= strength <= 1:
         raise UsageError(f"--strength {strength:g}: must lie in [0, 1]; 0 changes nothing, 1 is pure noise")
     if out.suffix.lower() not in STREAMED_FORMATS:
@@ -345,15 +377,17 @@ def _open_job(model: LoadedModel, path: Path, out: Path, strength: float, say: S
         raise UsageError(f"{out}: is the input itself; give the result another name")
     if out.is_dir():
         raise UsageError(f"{out}: is a folder; name a file in it")
-    source = open_source(path, say)
-    check_target(out, float(source.rate))
-    windows = plan_windows(model.bundle, model.recipe.size, source.size)
-    frames, height, width = source.size.tuple
-    several = f": {windows.count} windows of {windows.size.frames}" if windows.count > 1 else ""
-    say(f"{path}: {frames} frames of {width}x{height} at {float(source.rate):.5g} fps{several}")
-    if not source.silent:
-        say(f"{path}: its sound is left out; the result is silent")
-    return _Job(source, out, windows, {"input": str(path), "input_sha256": source.sha256, "strength": strength})
+    refuse_existing([out], overwrite)
+    with Decoders(1, model.recipe.data.limits) as decoders:
+        source = open_source(path, decoders, say)
+        check_target(out, float(source.rate))
+        windows = plan_windows(model.bundle, model.recipe.size, source.size)
+        frames, height, width = source.size.tuple
+        several = f": {windows.count} windows of {windows.size.frames}" if windows.count > 1 else ""
+        say(f"{path}: {frames} frames of {width}x{height} at {float(source.rate):.5g} fps{several}")
+        if not source.silent:
+            say(f"{path}: its sound is left out; the result is silent")
+        yield _Job(source, out, windows, {"input": str(path), "input_sha256": source.sha256, "strength": strength})
 
 
 @contextmanager
@@ -363,19 +397,9 @@ def _memory_told(size: Size, command: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
-            options = "--offload" if command == "noise" else "--offload or --precision bf16"
+            options = "--offload model" if command == "noise" else "--offload model or --precision bf16"
             raise UserError(
                 f"not enough memory for windows of {size} (frames x height x width); make the video smaller, or try "
                 f"{options}"
             ) from None
         raise
-
-
-@contextmanager
-def _reopened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """What `probe` looked at. UserError where it can no longer be read."""
-    try:
-        with opened(path) as found:
-            yield found
-    except (BadVideo, av.error.FFmpegError) as error:
-        raise UserError(f"{path}: cannot be decoded any longer ({error}); was it changed?") from None

@@ -7,20 +7,20 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reelwright.bundle import DenoisingLoss, build_bundle, draw
+from reelwright.bundle import DenoisingLoss, build_bundle, draw, objective_of_step
 from reelwright.data.buckets import BucketSampler, bucket_cost, micro_batches
 from reelwright.data.replacement import ReplacingReader
 from reelwright.export import export_final
 from reelwright.generate import Compute, decode_latents, sample_latents
 from reelwright.heldout import held_out_loss
 from reelwright.loading import beginning
-from reelwright.prepare import EMPTY, Prepared, open_prepared, prepare
+from reelwright.prepare import Prepared, open_prepared, prepare
 from reelwright.randomness import derive_seed
 from reelwright.recipe import Recipe
 from reelwright.report.run_page import write_run_page
@@ -68,7 +68,7 @@ def train(
     check_same_run(recipe)
     config = recipe.train
     device = resolve_device(config.device)
-    accelerator = make_accelerator(device, config.precision)
+    accelerator = make_accelerator(device, config.precision, getattr(recipe.model, "in_turns", False))
     device = accelerator.device
     main = accelerator.is_main_process
     share = _share(config.batch_size, accelerator.num_processes)
@@ -147,12 +147,13 @@ def train(
             set_learning_rate(optimizer, rate)
             size, items = sampler.batch(state.step)
             mine, at_once = items[shard], micro_batch[size]
+            objective = objective_of_step(bundle, recipe.seed, state.step)
             step_loss = torch.zeros((), device=device)
             model.train()
             for start in range(0, len(mine), at_once):
                 last = start + at_once >= len(mine)
                 batch = reader.load(mine[start : start + at_once], recipe.seed, config.caption_dropout)
-                drawn = draw(batch, bundle.objective, recipe.seed)
+                drawn = draw(batch, objective, recipe.seed)
                 with nullcontext() if last else accelerator.no_sync(model):
                     with accelerator.autocast():
                         losses = model(
@@ -197,16 +198,17 @@ def train(
                 speed = (state.step - started) * config.batch_size / session_seconds
                 mean_loss = state.loss_sum / state.loss_count
                 state.loss_sum, state.loss_count = 0.0, 0
-                record(
-                    {
-                        "loss": mean_loss,
-                        "learning_rate": rate,
-                        "grad_norm": norm,
-                        "samples_per_second": round(speed, 3),
-                        "seconds": round(state.seconds, 3),
-                        **({"unreadable_samples": len(unreadable)} if unreadable else {}),
-                    }
-                )
+                figures = {
+                    "loss": mean_loss,
+                    "learning_rate": rate,
+                    "grad_norm": norm,
+                    "samples_per_second": round(speed, 3),
+                    "seconds": round(state.seconds, 3),
+                    **({"unreadable_samples": len(unreadable)} if unreadable else {}),
+                }
+                record(figures)
+                if main:
+                    run.log(_step_line(figures, device), state.step)
             if on_step and main:
                 on_step(state.step, steps, {"loss": loss_value})
             if _due(config.evaluate_every, state.step, steps) and main:
@@ -216,12 +218,14 @@ def train(
                         config.evaluate_samples, config.evaluate_times, config.batch_size,
                     )  # fmt: skip
                 record(figures)
+                run.log(_held_out_line(figures), state.step)
                 if config.track_best and (state.best_loss is None or figures["heldout_loss"] < state.best_loss):
                     state.best_loss, state.best_step = figures["heldout_loss"], state.step
             if (state.step % config.save_every == 0 or done or state.best_step == state.step) and main:
                 state.scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
                 save_run(run, recipe, state, bundle, loss_module, optimizer, ema)
-            if (_due(config.sample_every, state.step, steps) or state.step == steps) and main:
+            sampling_due = _due(config.sample_every, state.step, steps) or state.step == steps
+            if sampling_due and main and getattr(bundle.denoiser, "makes_videos", True):
                 with ema.applied() if ema else nullcontext():
                     write_samples(run, recipe, bundle, loss_module, prepared, state.step, device)
             clock = time.perf_counter()
@@ -236,11 +240,12 @@ def train(
                     log(f"final model: {export_final(run, prepared)}")
                 except UserError as reason:  # the run itself is done and saved
                     log(f"no final model: {reason}")
-            log(
-                f"stopped by {stopping} at step {state.step}; the same command goes on"
-                if stopping
-                else f"done: {state.step} steps in {state.seconds:.0f} s; report: {run.report_path}"
-            )
+            if stopping:
+                log(f"stopped by {stopping} at step {state.step}, which is saved; the same command goes on")
+            elif started >= steps:
+                log(_already_finished(recipe, state.step))
+            else:
+                log(f"done: {state.step} steps in {state.seconds:.0f} s; report: {run.report_path}")
         accelerator.free_memory()
         return Outcome(run.path, state.step, stopping or None)
 
@@ -255,20 +260,41 @@ def write_samples(
     device: torch.device,
 ) -> None:
     """Videos of the sample prompts with the weights in place, and their contact sheet, into samples/."""
-    prompts = prepared.sample_prompts(recipe)
+    shown = prepared.sample_conditions(recipe)
+    prompts = shown.labels
     compute = Compute(device, recipe.train.precision)
-    latent_size = bundle.codec.compression.latent_size(recipe.size)
+    latent_size = bundle.codec.compression.latent_size(shown.size)
     module.eval()
     with torch.no_grad(), autocast(device, compute.precision):
-        cond = module.condition(prepared.texts(prompts).to(device))
-        uncond = module.condition(prepared.texts([EMPTY] * len(prompts)).to(device))
+        cond, uncond = (module.condition(text.to(device)) for text in (shown.cond, shown.uncond))
     latents = sample_latents(bundle, cond, uncond, latent_size, [recipe.seed] * len(prompts), recipe.sampling, compute)
-    videos = decode_latents(bundle, latents, compute)
+    videos = decode_latents(bundle, latents, replace(compute, offload="model"))  # no room for a codec while training
     name = checkpoints.name_of(step)
     for number, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
         facts = {"prompt": prompt, "seed": recipe.seed, "step": step, **recipe.sampling.plain()}
         write_video(run.sample_path(step, number), video, recipe.data.fps, facts)
     contact_sheet(list(videos), prompts, run.samples / f"{name}.png")
+
+
+def _step_line(figures: Mapping[str, Any], device: torch.device) -> str:
+    """What training.log says every `log_every` steps."""
+    line = f"loss {figures['loss']:.4f}  learning rate {figures['learning_rate']:.3g}"
+    line += f"  {figures['samples_per_second']:.4g} samples/s"
+    if device.type == "cuda":
+        line += f"  {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB at most"
+    return line
+
+
+def _held_out_line(figures: Mapping[str, Any]) -> str:
+    clips, low, high = figures["heldout_clips"], figures["heldout_low"], figures["heldout_high"]
+    name = "loss at fixed noise on training clips" if figures["heldout_split"] == "train" else "held-out loss"
+    interval = f" [{low:.4f}, {high:.4f}]" if clips > 1 else ""
+    return f"{name} {figures['heldout_loss']:.4f}{interval}  {clips} clips"
+
+
+def _already_finished(recipe: Recipe, step: int) -> str:
+    name = "steps" if recipe.train.steps else "epochs"
+    return f"{recipe.run_dir} is already finished at step {step}; nothing to do (train.{name}=... beyond that to go on)"
 
 
 def _non_finite(step: int, clips: Sequence[str]) -> str:

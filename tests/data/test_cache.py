@@ -284,6 +284,61 @@ def test_truncated_shards_are_found_and_the_way_out_works(tmp_path: Path) -> Non
     assert all(_same(cache.get(_key(number)), _item(number)) for number in range(6))
 
 
+def _flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_mending_forgets_the_damaged_items_and_keeps_those_beside_them(tmp_path: Path) -> None:
+    _filled(tmp_path)
+    first, second = sorted((tmp_path / "shards").glob("*.safetensors"))
+    _flip(first, -1)  # in the last item of three
+    cache = Cache(tmp_path)
+    seen: list[tuple[int, int]] = []
+    cache.mend(lambda *at: seen.append(at))
+    assert seen == [(n, 6) for n in range(1, 7)]
+    (damage,) = cache.mended
+    assert str(damage).startswith(f"{first}: damaged")
+    for mended in (cache, Cache(tmp_path)):
+        assert mended.keys() == {_key(number) for number in range(6)} - {damage.key} and not mended.verify()
+    again = Cache(tmp_path)
+    again.put(damage.key, "latent-2x4x4" if int(damage.key, 16) % 2 else "text", _item(int(damage.key, 16)))
+    again.pack()
+    assert all(_same(Cache(tmp_path).get(_key(number)), _item(number)) for number in range(6))
+    assert not first.exists() and second.exists()
+    untouched = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    cache = Cache(tmp_path)
+    cache.mend()
+    assert not cache.mended and {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == untouched
+
+
+@pytest.mark.parametrize("where", ["shard cut", "header", "index", "shard gone", "pending"])
+def test_whatever_is_damaged_mending_leaves_a_cache_that_can_be_filled_again(tmp_path: Path, where: str) -> None:
+    _filled(tmp_path, pack=where != "pending")
+    if where == "pending":
+        _flip(sorted((tmp_path / "pending").iterdir())[0], -1)
+    shard = next(iter(sorted((tmp_path / "shards").glob("*.safetensors"))), tmp_path)
+    if where == "shard cut":
+        shard.write_bytes(shard.read_bytes()[:-40])
+    elif where == "header":
+        _flip(shard, 6)  # of its length
+    elif where == "index":
+        _flip(shard.with_suffix(".json"), 30)
+    cache = Cache(tmp_path, mend=True)
+    if where == "shard gone":
+        shard.unlink()
+    cache.mend()
+    assert bool(cache.mended) == (where != "pending"), "a damaged pending file counts as never made"
+    lost = [number for number in range(6) if not cache.has(_key(number))]
+    assert len(lost) == (1 if where == "pending" else 3)
+    for number in lost:
+        cache.put(_key(number), "latent-2x4x4" if number % 2 else "text", _item(number))
+    cache.pack()
+    assert all(_same(Cache(tmp_path).get(_key(number)), _item(number)) for number in range(6))
+    assert not Cache(tmp_path).verify()
+
+
 def test_a_damaged_pending_item_is_made_again(tmp_path: Path) -> None:
     _filled(tmp_path, pack=False)
     flipped, cut, *_ = sorted((tmp_path / "pending").iterdir())

@@ -13,7 +13,7 @@ from made_videos import planar, write_video
 from numpy.typing import NDArray
 
 from reelwright.data.colours import PEAK_LIGHT, REFERENCE_WHITE, pq_light, pq_signal, to_rgb
-from reelwright.data.decode import BadVideo, opened, probe, read_window, shown
+from reelwright.data.decode import BadVideo, opened, probe, read_window
 from reelwright.types import Size
 
 LOSSLESS = {"codec": "ffv1", "options": {"level": "3"}}
@@ -283,6 +283,6 @@ def test_interlaced_frames_stay_woven(tmp_path: Path) -> None:
     options = {"flags": "+ildct+ilme", "x264-params": "tff=1", "qp": "0", "preset": "ultrafast"}
     path = write_video(tmp_path / "a.mp4", lines, codec="libx264", pix_fmt="yuv444p", options=options)
     with opened(path) as (container, stream):
-        picture = shown(next(iter(container.decode(stream)))).astype(int)
+        picture = to_rgb(next(iter(container.decode(stream)))).astype(int)
     assert np.abs(picture - lines[0]).max() <= 2
     assert probe(path).remarks == ("12 of its 12 frames are interlaced: both fields stay woven",)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reelwright.data import fingerprints
-from reelwright.data.fingerprints import FileHashes, Journal, latent_key, text_key
+from reelwright.data.fingerprints import FileFacts, FileHashes, Journal, latent_key, text_key
 from reelwright.durable import sha256_of
 from reelwright.types import Size, UserError
 
@@ -142,3 +142,33 @@ def test_a_journal_survives_half_lines_and_flipped_bits(tmp_path: Path) -> None:
         path.write_bytes(bytes(damaged))
         again = Journal(path)
         assert all(again.get(key) in (None, value, {"value": 3}) for key, value in expected.items())
+
+
+def test_what_was_computed_from_files_is_known_until_one_of_them_changes(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a", "b")]
+    for path in files:
+        path.write_text(path.name)
+        os.utime(path)
+    time.sleep(0.2)  # what changed a moment ago is not taken for settled
+    computed: list[str] = []
+
+    def compute() -> str:
+        computed.append("".join(path.read_text() for path in files))
+        return computed[-1]
+
+    def known(name: str = "x", of: list[Path] = files) -> str:
+        return FileFacts(Journal(tmp_path / "journal.jsonl")).get(name, of, compute)
+
+    assert [known(), known(), known()] == ["ab"] * 3 and computed == ["ab"]
+    assert known("y") == "ab" and len(computed) == 2, "another name is another fact"
+    files[1].write_text("c")
+    assert known() == "ac" and len(computed) == 3
+    time.sleep(0.2)
+    assert [known(), known()] == ["ac"] * 2 and len(computed) == 4, "settled by now"
+    assert known(of=files[:1]) == "ac" and len(computed) == 5, "fewer files are others"
+    assert [known(of=[]), known(of=[])] == ["ac"] * 2 and len(computed) == 7, "of no file nothing is known"
+    assert known(of=[tmp_path / "gone"]) == "ac" and len(computed) == 8
+    time.sleep(0.2)
+    known()
+    FileFacts(Journal(tmp_path / "journal.jsonl")).forget("x")
+    assert known() == "ac" and len(computed) == 10

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpm_cogvideox import CogVideoXDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
@@ -16,9 +17,10 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 
 from reelwright.diffusion.guidance import make_denoise
 from reelwright.diffusion.objective import ObjectiveConfig
-from reelwright.diffusion.sampler import SAMPLERS, sample_times
+from reelwright.diffusion.sampler import SAMPLERS, sample_times, stretched_times
 
 TOLERANCE = 5e-5
+STOCHASTIC = ("ddpm", "dpmpp_2m_sde")
 BETAS = {
     "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
     "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
@@ -86,6 +88,7 @@ def of_table(cls, schedule, prediction, steps, **options):
     [
         ("ddim", DDIMScheduler, {"set_alpha_to_one": True, "clip_sample": False}),
         ("dpmpp_2m", DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_type": "midpoint"}),
+        ("dpmpp_2m_sde", DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "solver_type": "midpoint"}),
         ("unipc", UniPCMultistepScheduler, {"solver_type": "bh2", "solver_order": 2}),
         ("ddpm", DDPMScheduler, {"clip_sample": False}),
     ],
@@ -97,7 +100,7 @@ def test_table_schedules(name, cls, options, schedule, prediction, steps):
     times = sample_times(steps, grid=1000)
     assert their_times == times[:-1].tolist()
     their_generator, our_generator = (torch.Generator().manual_seed(5) for _ in range(2))
-    drawn = {"generator": their_generator} if name == "ddpm" else {}
+    drawn = {"generator": their_generator} if name in STOCHASTIC else {}
     theirs = walk_theirs(scheduler, start(), predict, their_times, **drawn)
     ours = SAMPLERS[name](
         make_denoise(predict, objective),
@@ -146,6 +149,35 @@ def test_zero_terminal_snr(name, cls, schedule, prediction):
     assert largest_difference(ours, theirs) < TOLERANCE
 
 
+@pytest.mark.parametrize("snr_shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 2, 5, 50])
+def test_the_stochastic_sampler_of_cogvideox(steps, snr_shift):
+    """From pure noise on its own table. It draws twice a step of second order and throws the first draw away."""
+    objective = objective_of("scaled_linear", "v", zero_terminal_snr=True, snr_shift=snr_shift)
+    predict = network(objective)
+    options = {"rescale_betas_zero_snr": True, "snr_shift_scale": snr_shift, "set_alpha_to_one": True}
+    scheduler, times = of_table(CogVideoXDPMScheduler, "scaled_linear", "v", steps, **options)
+    their_generator, our_generator = (torch.Generator().manual_seed(5) for _ in range(2))
+    x, before, behind = start(), None, None
+    for timestep, time in zip(scheduler.timesteps, times, strict=True):
+        prediction = predict(x, torch.full((len(x),), time))
+        x, before = scheduler.step(prediction, before, timestep, behind, x, generator=their_generator)
+        behind = timestep
+    calls = 0
+
+    def draw_noise():
+        nonlocal calls
+        calls += 1
+        noise = torch.randn(start().shape, generator=our_generator)
+        return noise if calls == 1 else torch.randn(start().shape, generator=our_generator)
+
+    ours = SAMPLERS["dpmpp_2m_sde"](
+        make_denoise(predict, objective), start(), sample_times(steps, grid=1000), objective.schedule,
+        draw_noise=draw_noise,
+    )  # fmt: skip
+    assert largest_difference(ours, x) < TOLERANCE and calls == steps - 1
+
+
 @pytest.mark.parametrize("steps", [4, 10, 25])
 @pytest.mark.parametrize(("schedule", "prediction"), [("linear", "noise"), ("linear", "v"), ("scaled_linear", "v")])
 def test_heun_on_table_schedules(schedule, prediction, steps):
@@ -171,6 +203,18 @@ def test_euler_on_the_flow(steps, shift):
     theirs = walk_theirs(scheduler, start(), predict, times[:-1].tolist())
     ours = SAMPLERS["euler"](make_denoise(predict, objective), start(), times, objective.schedule)
     assert largest_difference(ours, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize(("terminal", "shift"), [(0.1, 1.0), (0.1, 6.3), (0.3, 2.0)])
+@pytest.mark.parametrize("steps", [2, 8, 50])
+def test_sigmas_stretched_to_a_terminal(steps, terminal, shift):
+    schedule = objective_of("flow", "velocity", shift=shift).schedule
+    scheduler = FlowMatchEulerDiscreteScheduler(1000, use_dynamic_shifting=True, shift_terminal=terminal)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=float(np.log(shift)))
+    times = stretched_times(steps, schedule, terminal)
+    sigmas = schedule.sigma(times)
+    assert (sigmas - scheduler.sigmas.double()).abs().max() < 1e-6
+    assert times[0] == 1 and times[-1] == 0 and sigmas[-2].item() == pytest.approx(terminal, abs=1e-12)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from reelwright.diffusion.guidance import guided, make_denoise
+from reelwright.diffusion.guidance import guided, make_denoise, switched
 from reelwright.diffusion.objective import ObjectiveConfig
 from reelwright.types import Text
 
@@ -172,3 +172,15 @@ def test_make_denoise_hands_the_network_its_dtype_and_the_conversion_the_exact_t
     assert seen[0].dtype == torch.float32 and seen[0].shape == (2,)
     torch.testing.assert_close(x0, 1e-6 * x, rtol=1e-5, atol=0)
     torch.testing.assert_close(eps, x, rtol=1e-5, atol=0)
+
+
+def test_two_scales_change_at_a_time():
+    x, _, cond, uncond = inputs(torch.float32)
+    high, low = (guided(Toy(), cond, uncond, scale) for scale in (5.0, 2.0))
+    predict, change = switched(high, low, torch.tensor(0.7).item()), torch.tensor(0.7)
+    for t, expected in ((change, high), (torch.tensor(0.9), high), (torch.nextafter(change, change - 1), low)):
+        assert torch.equal(predict(x, t.expand(2)), expected(x, t.expand(2)))
+        assert torch.equal(predict(x, t.double().expand(2)), expected(x, t.double().expand(2)))
+    assert not torch.equal(high(x, change.expand(2)), low(x, change.expand(2)))
+    with pytest.raises(AssertionError, match="both sides of"):
+        predict(x, torch.tensor([0.9, 0.1]))

@@ -142,6 +142,26 @@ def test_logit_normal_times_stay_strictly_inside_even_as_float32(std):
     assert 0 < t[0] <= t[1] < t[2] < t[3] < 1
 
 
+@pytest.mark.parametrize("sampling", [{}, {"time_sampling": "logit_normal", "logit_mean": -0.4, "logit_std": 1.3}])
+def test_parts_of_the_path_make_up_the_whole(sampling):
+    """Drawn from two parts by their shares, times are distributed as without parts; none leaves its part as float32."""
+    whole = ObjectiveConfig(shift=3.0, **sampling).build()
+    change = torch.tensor(0.7).item()
+    parts = [(0.0, change), (change, 1.0)]
+    shares = [whole.share(part) for part in parts]
+    assert sum(shares) == pytest.approx(1, abs=1e-12) and min(shares) > 0.1
+    uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    assert torch.equal(whole.within((0.0, 1.0)).sample_time(uniform), whole.sample_time(uniform))
+    edge = torch.tensor([0.0, 2**-24, 1 - 2**-24, 1 - 2**-53], dtype=torch.float64)
+    for part, share, before in zip(parts, shares, (0.0, shares[0]), strict=True):
+        told = whole.within(part).sample_time(edge).float()
+        assert bool(((told >= part[0]) & (told < part[1])).all()) and bool((told.diff() >= 0).all())
+        expected = whole.sample_time(before + share * uniform)  # the draws of the whole that fall there
+        assert (whole.within(part).sample_time(uniform) - expected).abs().max() < 1e-12
+    with pytest.raises(ValueError, match="times are those of a table"):
+        ObjectiveConfig(schedule="cosine", prediction="v").build().share(parts[0])
+
+
 @pytest.mark.parametrize("draw", [-0.01, 1.0, float("nan")])
 def test_draws_outside_the_unit_interval_are_refused(draw):
     with pytest.raises(ValueError, match=r"they lie in \[0, 1\)"):

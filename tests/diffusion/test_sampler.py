@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reelwright.diffusion.sampler import SAMPLERS, ddim, sample_times
+from reelwright.diffusion.sampler import SAMPLERS, ddim, sample_times, stretched_times
 from reelwright.diffusion.schedule import build_schedule
 
 WALKS = {
@@ -137,6 +137,24 @@ def paper_dpmpp_2m(x, times, walk):
     return x
 
 
+def paper_dpmpp_2m_sde(x, times, walk, noises):
+    """Lu et al. 2022 (DPM-Solver++), SDE-DPM-Solver++ (2M): as 2M, but of the noise only e^(-2h) is kept."""
+    history = []
+    for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+        (a_t, s_t), (a_s, s_s) = alpha_sigma(t=t, **walk), alpha_sigma(t=s, **walk)
+        history.append(split(x, t, walk)[0])
+        mixed, h = history[-1], math.inf
+        if a_t > 0 and s_s > 0:
+            h = half_log_snr(s, walk) - half_log_snr(t, walk)
+            if i > 0 and math.isfinite(half_log_snr(times[i - 1], walk)):
+                r = (half_log_snr(t, walk) - half_log_snr(times[i - 1], walk)) / h
+                mixed = (1 + 1 / (2 * r)) * history[-1] - 1 / (2 * r) * history[-2]
+        noise = next(noises) if s_s > 0 else 0
+        x = s_s / s_t * math.exp(-h) * x + a_s * (1 - math.exp(-2 * h)) * mixed
+        x = x + s_s * math.sqrt(1 - math.exp(-2 * h)) * noise
+    return x
+
+
 def paper_unipc(x, times, walk):
     """Zhao et al. 2023: UniP-2 with its 1/2; UniC-2 as what its equations solve for, the integral of a parabola.
 
@@ -206,6 +224,19 @@ def test_the_ancestral_sampler_draws_from_the_posterior(eta, walk, begin, steps)
     assert len(list(draws)) == 1  # none is drawn on the way to sigma = 0
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 12])
+@pytest.mark.parametrize("begin", [1.0, 0.37])
+@pytest.mark.parametrize("walk", WALKS)
+def test_the_stochastic_solver_is_its_paper(walk, begin, steps):
+    noises = np.random.default_rng(7).standard_normal((steps, 2, 3, 4))
+    draws = iter(torch.from_numpy(noises))
+    times = sample_times(steps, begin)
+    expected = paper_dpmpp_2m_sde(start(), times.tolist(), WALKS[walk], iter(noises))
+    result = ours("dpmpp_2m_sde", WALKS[walk], start(), times, draw_noise=lambda: next(draws))
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-12)
+    assert len(list(draws)) == 1  # none is drawn on the way to sigma = 0
+
+
 CENTRE, WIDTH = 0.7, 0.4
 
 
@@ -271,11 +302,12 @@ def test_one_data_point_is_found_exactly_from_pure_noise(name, walk):
     torch.testing.assert_close(result, point, rtol=0, atol=1e-12)
 
 
-def test_ancestral_samples_have_the_spread_of_the_data():
+@pytest.mark.parametrize(("name", "steps"), [("ddpm", 100), ("dpmpp_2m_sde", 25)])
+def test_stochastic_samples_have_the_spread_of_the_data(name, steps):
     schedule = build_schedule("cosine")
     generator = torch.Generator().manual_seed(0)
     draw = lambda: torch.randn(8000, 1, generator=generator, dtype=torch.float64)  # noqa: E731
-    x = SAMPLERS["ddpm"](gaussian_denoise(schedule), draw(), sample_times(100), schedule, draw_noise=draw)
+    x = SAMPLERS[name](gaussian_denoise(schedule), draw(), sample_times(steps), schedule, draw_noise=draw)
     assert x.mean().item() == pytest.approx(CENTRE, abs=0.02)
     assert x.std().item() == pytest.approx(WIDTH, abs=0.02)
 
@@ -299,7 +331,10 @@ def test_float32_follows_float64_and_the_same_inputs_give_the_same_result(name, 
     torch.testing.assert_close(runs[1].double(), runs[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "calls"), [("ddpm", 6), ("ddim", 6), ("heun", 11), ("dpmpp_2m", 6), ("unipc", 6)])
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [("ddpm", 6), ("ddim", 6), ("heun", 11), ("dpmpp_2m", 6), ("dpmpp_2m_sde", 6), ("unipc", 6)],
+)
 def test_what_a_sampler_costs_and_says(name, calls):
     schedule = build_schedule("flow")
     counted, told = [], []
@@ -346,8 +381,14 @@ def test_mistakes_are_named():
         sample_times(3, 1.5)
     with pytest.raises(ValueError, match="steps = 400: the schedule has 300 times up to 0.3"):
         sample_times(400, 0.3, grid=1000)
-    with pytest.raises(ValueError, match="pass draw_noise"):
-        SAMPLERS["ddpm"](denoise, x, sample_times(3), schedule)
+    for name in ("ddpm", "dpmpp_2m_sde"):
+        with pytest.raises(ValueError, match="pass draw_noise"):
+            SAMPLERS[name](denoise, x, sample_times(3), schedule)
+    with pytest.raises(ValueError, match="terminal = 1.0: a sigma between"):
+        stretched_times(3, build_schedule("flow"), 1.0)
+    with pytest.raises(ValueError, match="terminal = 0.1: belongs to schedule = 'flow'"):
+        stretched_times(3, schedule, 0.1)
+    assert stretched_times(1, build_schedule("flow"), 0.1).tolist() == [1.0, 0.0]
     with pytest.raises(ValueError, match="fall strictly to 0"):
         ddim(denoise, x, torch.tensor([1.0, 0.5]), schedule)
     with pytest.raises(ValueError, match="fall strictly to 0"):

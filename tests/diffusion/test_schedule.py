@@ -134,6 +134,15 @@ def test_uniform_times_are_log_normal_noise_levels(mean, std):
     assert below == pytest.approx(0.5 * (1 + math.erf(2**-0.5)), abs=1e-4)
 
 
+@pytest.mark.parametrize("shift", [0.4, 1.0, 3.3])
+def test_noise_levels_of_the_flow_have_their_times(shift):
+    schedule = FlowSchedule(shift)
+    levels = torch.logspace(-3, 3, 301, dtype=torch.float64)
+    times = schedule.time(levels)
+    torch.testing.assert_close(schedule.sigma(times) / schedule.alpha(times), levels, rtol=1e-9, atol=0)
+    assert schedule.time(torch.tensor([0.0, math.inf])).tolist() == [0.0, 1.0]
+
+
 def test_noise_levels_of_edm_have_their_times():
     schedule = EDMSchedule(0.7, 1.6)
     levels = torch.logspace(-3, 3, 301, dtype=torch.float64)
@@ -144,6 +153,6 @@ def test_noise_levels_of_edm_have_their_times():
     ends = torch.tensor([0.0, 1.0])
     assert schedule.alpha(ends).tolist() == [1.0, 0.0] and schedule.sigma(ends).tolist() == [0.0, 1.0]
     with pytest.raises(ValueError, match="cannot say at which time"):
-        FlowSchedule().time(levels)
+        build_schedule("linear").time(levels)
     with pytest.raises(ValueError, match="log_std = 0"):
         EDMSchedule(0.0, 0.0)

@@ -115,3 +115,12 @@ def test_interval_over_seeds() -> None:
     assert (over["low"], over["high"]) == pytest.approx(expected, rel=1e-9)
     assert interval_over_seeds([0.2], [0.1]) == {"mean": 0.2, "low": None, "high": None}
     assert interval_over_seeds([0.0, 0.0], [0.1, 0.1])["high"] == pytest.approx(stats.norm.ppf(0.975) * 0.1 / 2**0.5)
+
+
+def test_no_effect_is_greater_than_the_measure_allows():
+    pairs = [Pair(0, 0.1, 0.9), Pair(1, 0.9, 0.2)]
+    free, within = paired_effect(pairs), paired_effect(pairs, bounds=(0.0, 1.0))
+    assert free.low is not None and free.low < -1 and free.high is not None and free.high > 1
+    assert (within.low, within.high) == (-1.0, 1.0) and within.verdict == free.verdict == "not larger"
+    over = interval_over_seeds([0.1, 0.9], [0.0, 0.0], (0.0, math.inf))
+    assert over["low"] == 0.0 and over["high"] == interval_over_seeds([0.1, 0.9], [0.0, 0.0])["high"]

@@ -181,7 +181,7 @@ def test_the_card_tells_recipe_data_scores_and_origin(tmp_path: Path, trained_ru
     card = (tmp_path / "out" / "README.md").read_text()
     for part in (
         "20 clips (20 samples)", "4 more clips held out",
-        "| model |  | joint \\| accuracy | 0.25 | [0.1, 0.5] | 256 | 1 |",
+        "| joint \\| accuracy |  | 0.25 | [0.1, 0.5] | 256 |  | 1 |",
         "How 1: sampler euler, steps 4, guidance 2.", "How 2: sampler ddim, steps 8.",
         weights_sha256, "after 8 steps", "    train:", "learning_rate: 0.002",
         f"{parameters:,} trained parameters",
@@ -225,12 +225,16 @@ def test_without_its_cache_the_clips_are_those_the_final_model_counted(tmp_path,
 # -- OUT
 
 
-def test_an_earlier_export_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+def test_an_earlier_export_is_replaced_when_that_is_asked_for_and_nothing_else(tmp_path: Path, run_cli: Any) -> None:
     run = str(write_run(tiny_recipe(tmp_path)).path)
     for form in ("diffusers", "safetensors"):
         out = out_of(tmp_path, form)
         export_model(run, out, form, checkpoint="10")
-        export_model(run, out, form)
+        before = contents(out)
+        refused = run_cli("export", run, out, "--format", form)
+        assert refused.code == 2 and "an earlier export is there; name another OUT, or give --overwrite" in refused.err
+        assert contents(out) == before
+        assert run_cli("export", run, out, "--format", form, "--overwrite").code == 0
         assert load_model(str(out)).step == 20
     (tmp_path / "empty").mkdir()
     export_model(run, tmp_path / "empty")
@@ -316,10 +320,10 @@ def test_a_full_disk_leaves_the_earlier_export(tmp_path: Path, form: str, size: 
     export_model(run, out, form, checkpoint="10")
     before = contents(out)
     with file_size_limit(size), pytest.raises(UserError, match="could not be written.*bytes are free.*Nothing was"):
-        export_model(run, out, form)
+        export_model(run, out, form, overwrite=True)
     assert contents(out) == before
     assert_nothing_half_written(tmp_path)
-    export_model(run, out, form)
+    export_model(run, out, form, overwrite=True)
     assert load_model(str(out)).step == 20
 
 
@@ -352,17 +356,17 @@ def test_a_kill_at_any_sync_or_rename_leaves_a_whole_export(tmp_path: Path, monk
     seen = set()
     for number in range(1, 100):
         limit = 0
-        export_model(run, out, checkpoint="10")
+        export_model(run, out, checkpoint="10", overwrite=True)
         count, limit = 0, number
         try:
-            export_model(run, out)
+            export_model(run, out, overwrite=True)
         except Killed:
             seen.add(load_model(str(out)).step if out.exists() else "none")
         else:
             break
     limit = 0
     assert seen == {10, "none", 20} and load_model(str(out)).step == 20
-    export_model(run, out)
+    export_model(run, out, overwrite=True)
     assert_nothing_half_written(tmp_path)
 
 

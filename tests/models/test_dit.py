@@ -1,12 +1,14 @@
 """The DiT: shapes, what influences what, invariances, and clear errors."""
 
 import copy
+import math
 
 import pytest
 import torch
 
 from reelwright.config import Config
-from reelwright.models.dit import DiT, DiTConfig
+from reelwright.models.dit import DiT, DiTConfig, sinusoids
+from reelwright.models.layers import coordinate_features
 from reelwright.types import Size, Text, UsageError
 from tiny_denoisers import denoiser_inputs, wake
 
@@ -18,6 +20,9 @@ VARIANTS = {
     "factorised": {"layout": "factorised"},
     "joint": {"text_tokens": "joint"},
     "patched": {"patch": (1, 2, 2)},
+    "sinusoidal": {"positions": "sinusoidal"},
+    "sinusoidal, factorised": {"positions": "sinusoidal", "layout": "factorised"},
+    "sinusoidal, joint": {"positions": "sinusoidal", "text_tokens": "joint"},
 }
 
 
@@ -110,10 +115,20 @@ def test_a_sample_does_not_depend_on_its_batch(variant):
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-10, rtol=1e-10)
 
 
-def test_places_are_told_apart_even_where_all_latents_are_alike():
+@pytest.mark.parametrize("variant", ["full", "sinusoidal", "sinusoidal, factorised"])
+def test_places_are_told_apart_even_where_all_latents_are_alike(variant):
     x, t, text = inputs()
-    out = make()(torch.zeros_like(x), t, text)[0].flatten(1).T  # n c
+    out = make(**VARIANTS[variant])(torch.zeros_like(x), t, text)[0].flatten(1).T  # n c
     assert (torch.cdist(out, out) + torch.eye(len(out))).min() > 1e-3
+
+
+def test_sinusoids_are_those_of_every_axis():
+    grid, width = (3, 4, 5), 26
+    table = sinusoids(grid, width, torch.device("cpu")).view(*grid, width)
+    for frame, row, column in ((0, 0, 0), (2, 1, 4), (1, 3, 2)):
+        angles = [place / 10_000 ** (i / 4) for place in (frame, row, column) for i in range(4)]
+        expected = [math.sin(a) for a in angles] + [math.cos(a) for a in angles] + [0.0] * 2
+        assert table[frame, row, column].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -175,6 +190,30 @@ def test_contradicting_settings(settings, words):
         DiTConfig.parse(settings)
 
 
+@pytest.mark.parametrize(
+    ("size", "rope", "sinusoidal"),
+    [
+        ("S", 39_879_824, 39_866_000),
+        ("M", 139_991_568, 139_973_136),
+        ("B", 158_795_024, 158_767_376),
+        ("L", 558_903_312, 558_866_448),
+        ("XL", 824_034_704, 823_993_232),
+    ],
+)
+def test_sizes(size, rope, sinusoidal):
+    """On latents of 4 channels in patches of 1x2x2, beside text of width 512; sinusoidal positions have no weights."""
+    for positions, count in (("rope", rope), ("sinusoidal", sinusoidal)):
+        config = DiTConfig.parse({"size": size, "positions": positions, "patch": (1, 2, 2), "layout": "factorised"})
+        with torch.device("meta"):
+            model = config.build(channels=4, text_width=512)
+        assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_the_size_for_long_clips_is_512_by_24():
+    config = DiTConfig.parse({"size": "M"})
+    assert (config.width, config.depth, config.heads) == (512, 24, 8)
+
+
 def test_size_presets_survive_saving():
     config = DiTConfig.parse({"size": "B"})
     assert (config.width, config.depth, config.heads) == (768, 12, 12)
@@ -191,3 +230,31 @@ def test_lora_targets_name_linear_layers():
 def test_copies_predict_the_same():
     model = make()
     assert torch.equal(copy.deepcopy(model)(*inputs()), model(*inputs()))
+
+
+def test_a_part_of_a_longer_video_knows_its_time_in_the_whole():
+    """The times of a clip are spread over the longer video; the length of what is attended to stays the clip's."""
+    model = make(patch=(2, 1, 1))
+    x, t, text = inputs((4, 2, 2))
+    alone = model(x, t, text)
+    model.within = (0, 4)
+    assert torch.equal(model(x, t, text), alone)
+    places = {}
+    for start in (0, 4, 12):
+        model.within = (start, 16)
+        places[start] = model(x, t, text)
+    assert all((a - b).abs().max() > 1e-3 for a, b in ((places[0], places[4]), (places[4], places[12])))
+    single, one = make(), inputs((1, 2, 2))
+    still = single(*one)
+    single.within = (5, 9)  # a clip of one latent frame has no course that could be spread
+    assert torch.equal(single(*one), still)
+
+
+def test_times_of_a_part():
+    """Four windows of two frames go evenly from the time of a clip's first frame to that of its last."""
+    parts = [coordinate_features((2, 1, 1), 1, "cpu", (start, 8)) for start in range(0, 8, 2)]
+    table = torch.cat(parts)  # n 6: sines of the three axes, cosines of them
+    times = torch.atan2(table[:, 0], table[:, 3]) / math.pi
+    torch.testing.assert_close(times, torch.linspace(0.25, 0.75, 8))
+    own = coordinate_features((2, 1, 1), 1, "cpu")
+    torch.testing.assert_close(table[:, [1, 2, 4, 5]], own[:1, [1, 2, 4, 5]].expand(8, 4))

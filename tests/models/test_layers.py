@@ -20,9 +20,10 @@ def rope64(extents: tuple[int, ...], head_dim: int) -> layers.Rope:
 
 @pytest.mark.parametrize("name", ["sdpa", "products", "auto"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_softmax_of_scaled_products(name, masked):
-    q, k, v = normal(2, 3, 5, 8), normal(2, 3, 7, 8), normal(2, 3, 7, 8) + 1
-    mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3]) if masked else None
+@pytest.mark.parametrize("keys", [7, layers.FEW_KEYS + 1])
+def test_attention_is_softmax_of_scaled_products(name, masked, keys):
+    q, k, v = normal(2, 3, 5, 8), normal(2, 3, keys, 8), normal(2, 3, keys, 8) + 1
+    mask = torch.tensor([[True] * keys, [True] * 4 + [False] * (keys - 4)]) if masked else None
     scores = torch.einsum("bhne,bhme->bhnm", q, k) / 8**0.5
     if mask is not None:
         scores[1, :, :, 4:] = -torch.inf

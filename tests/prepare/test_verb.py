@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import shutil
+import time
 import weakref
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import reelwright.prepare.encoding as encoding
 import reelwright.prepare.verb as verb
@@ -21,6 +23,7 @@ from reelwright.bundle import build_bundle, draw, fitted_path
 from reelwright.data.cache import Cache
 from reelwright.data.decode import BadVideo, read_window
 from reelwright.data.sandbox import Decoders
+from reelwright.loading import DeferredText
 from reelwright.models.codec import BlockCodec
 from reelwright.models.text import FrozenText
 from reelwright.prepare import Summary, open_prepared, prepare
@@ -58,6 +61,28 @@ def test_the_second_prepare_does_nothing(own):
     assert done(second) == (0, 0, 0) and second.to_json()["reused"] == 24
     assert second.manifest == first.manifest
     assert done(prepare(own(), verify=True)) == (0, 0, 0)
+
+
+def test_verify_compares_what_is_stored_and_makes_the_damaged_anew(own, run_cli, tmp_path):
+    first = prepare(own())
+    before = {key: Cache(own().cache_dir).get(key) for key in Cache(own().cache_dir).keys()}  # noqa: SIM118
+    shards = {path.name.split("-")[0]: path for path in (own().cache_dir / "shards").glob("*.safetensors")}
+    for shard in shards.values():
+        data = bytearray(shard.read_bytes())
+        data[-1] ^= 1
+        shard.write_bytes(bytes(data))
+    assert done(prepare(own())) == (0, 0, 0), "a start does not read everything"
+    mended = prepare(own(), verify=True)
+    assert done(mended) == (1, 1, 0) and len(mended.damaged) == 2 and mended.manifest == first.manifest
+    told = [line for line in mended.lines() if line.startswith("damaged in the cache, made anew where it is needed: ")]
+    assert sorted(told) == sorted(
+        f"damaged in the cache, made anew where it is needed: {path}, 1 item" for path in shards.values()
+    )
+    after = Cache(own().cache_dir)
+    assert after.keys() == before.keys() and not after.verify()
+    assert all(torch.equal(after.get(key)[name], value) for key in before for name, value in before[key].items())
+    result = run_cli("prepare", tmp_path / "recipe.yaml", "--verify", "--json")
+    assert result.code == 0 and json.loads(result.out)["damaged"] == []
 
 
 def test_a_changed_caption_redoes_its_text_only(own):
@@ -302,8 +327,55 @@ def test_a_frozen_encoders_embeddings_are_cached_and_training_does_without_it(ow
 
     outcome = train(recipe, on_step=look, say=lambda _: None)
     assert alive == [False, False], "no text encoder is in memory while the model trains"
+    assert made == [], "nor was it loaded: its files are those its fingerprint was taken of"
     names = (outcome.run_dir / "checkpoints" / "step-0000002").iterdir()
     assert not {"tokenizer.json"} & {path.name for path in names}
+
+
+def test_a_frozen_encoder_is_loaded_where_its_files_changed_or_a_caption_is_new(own, clip_folder, monkeypatch):
+    time.sleep(0.2)  # what changed a moment ago is not taken for settled
+    recipe = own(f"text={{type: clip, model: {clip_folder}}}")
+    first = prepare(recipe)
+    loaded: list[int] = []
+    build = FrozenText.__init__
+    monkeypatch.setattr(FrozenText, "__init__", lambda self, *rest: (loaded.append(1), build(self, *rest))[1])
+
+    def loads(summary: Summary) -> int:
+        assert summary.manifest.text_fingerprint == first.manifest.text_fingerprint
+        count = len(loaded)
+        loaded.clear()
+        return count
+
+    assert loads(prepare(recipe)) == 0
+    weights = clip_folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes())  # the same, but the time says that it may not be
+    assert loads(prepare(recipe)) == 1
+    time.sleep(0.2)
+    assert loads(prepare(recipe)) <= 1 and loads(prepare(recipe)) == 0
+    path = recipe.data.path / "captions.json"
+    captions = json.loads(path.read_text())
+    captions["00003.mp4"] = "a red circle"
+    path.write_text(json.dumps(captions))
+    assert loads(prepare(recipe)) == 1 and loads(prepare(recipe)) == 0
+
+    tensors = load_file(weights)
+    save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
+    changed = prepare(recipe)
+    assert changed.manifest.text_fingerprint != first.manifest.text_fingerprint and changed.texts > 1
+
+
+def test_an_encoder_that_is_replaced_while_it_is_deferred_is_not_used(own, clip_folder):
+    recipe = own(f"text={{type: clip, model: {clip_folder}}}")
+    prepare(recipe)
+    time.sleep(0.2)
+    prepare(recipe)
+    deferred = DeferredText(recipe)
+    weights = clip_folder / "model.safetensors"
+    tensors = {name: tensor + 0.01 for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="was replaced while this command ran; start it again"):
+        deferred.tokenize(["a red circle"])
+    assert DeferredText(recipe).fingerprint() != deferred.fingerprint()
 
 
 def test_a_clip_lost_to_the_codecs_fit_alone_is_not_lost(own, monkeypatch):
@@ -377,3 +449,19 @@ def test_sample_prompts_are_spread_over_the_held_out_clips(own):
     held_out = {s.captions[0] for s in open_prepared(own()).validation.samples.values()}
     assert set(open_prepared(own()).sample_prompts(own("train.sample_prompts=4"))) == held_out
     assert np.isfinite(open_prepared(recipe).texts(["a red circle moves left", ""]).values.numpy()).all()
+
+
+AUTOENCODER = (
+    "codec={type: autoencoder, block: [4, 16, 16], patch: [2, 8, 8], patch_channels: 24, channels: 6, width: 24, "
+    "heads: 2, encoder_depth: 1, decoder_depth: 1, steps: 3, batch_size: 4}"
+)
+
+
+def test_an_autoencoder_is_trained_once_and_used(own):
+    stages = []
+    first = prepare(own(AUTOENCODER), progress=lambda stage, done, total: stages.append((stage, done, total)))
+    assert first.fitted[0] == "codec autoencoder" and ("training the codec", 3, 3) in stages
+    latents = Cache(own(AUTOENCODER).cache_dir).get(first.manifest.samples[0].latent_keys[0])["mean"]
+    assert latents.shape[0] == 6 and latents.dtype == torch.float32
+    assert done(prepare(own(AUTOENCODER))) == (0, 0, 0)
+    assert prepare(own(AUTOENCODER, "codec.steps=4")).fitted[0] == "codec autoencoder", "another codec is another fit"

@@ -12,7 +12,7 @@ from family_parity import CPU, NEGATIVE, PROMPTS, family_recipe, load, open_pipe
 from reelwright.bundle import DenoisingLoss, build_bundle
 from reelwright.config import parse_yaml, to_yaml
 from reelwright.diffusion.sampler import sample_times
-from reelwright.generate import encode_prompts
+from reelwright.generate import denoise_latents, encode_prompts
 from reelwright.pretrained.cogvideox import CogVideoXConfig
 from reelwright.recipe import Recipe
 from reelwright.types import Size, Text, UsageError
@@ -67,6 +67,35 @@ def test_the_same_latents_and_video_as_the_pipeline(saved, pipelines, tmp_path, 
     decoded = bundle.codec.decode(ours).transpose(1, 2) / 2 + 0.5  # b f c h w in [0, 1]
     video = theirs("pt")
     assert decoded.shape == video.shape == (2, 9, 3, 32, 48) and (decoded - video).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("guidance", [1.0, 6.0])
+@pytest.mark.parametrize("variant", ["5b", "1.5"])
+def test_the_stochastic_scheduler_of_a_directory_is_followed_with_its_noise(tmp_path, variant, guidance):
+    """Of every step but the first theirs uses the second of two draws; the last has no noise."""
+    model = save_cogvideox(tmp_path / "model", variant, "CogVideoXDPMScheduler")
+    recipe = family_recipe(tmp_path, "cogvideox", model, sampling={"guidance": guidance, "steps": 5})
+    assert recipe.sampling.sampler == "dpmpp_2m_sde"
+    bundle, pipeline = load(recipe), open_pipeline("CogVideoXPipeline", model)
+    latents = torch.randn(2, 4, LATENT_FRAMES[variant], 4, 4, generator=torch.Generator().manual_seed(0))
+    theirs = latents.transpose(1, 2).contiguous()
+    with torch.no_grad():
+        expected = pipeline(
+            PROMPTS, [NEGATIVE] * 2, height=32, width=32, num_frames=9, num_inference_steps=5,
+            guidance_scale=guidance, latents=theirs.clone(), output_type="latent",
+            max_sequence_length=TEXT_LENGTH, generator=torch.Generator().manual_seed(7),
+        ).frames.transpose(1, 2)  # fmt: skip
+    generator = torch.Generator().manual_seed(7)
+    drawn = [torch.randn(theirs.shape, generator=generator) for _ in range(7)]
+    noises = iter(drawn[::2])
+    positive, negative = (encode_prompts(bundle, texts, CPU) for texts in (PROMPTS, [NEGATIVE] * 2))
+    times = sample_times(5, grid=bundle.objective.schedule.grid)
+    ours = denoise_latents(
+        bundle, latents, times, positive, negative, recipe.sampling, CPU,
+        draw_noise=lambda: next(noises).transpose(1, 2),
+    )  # fmt: skip
+    assert (ours - expected).abs().max() <= 1e-4 and (ours - latents).abs().max() > 0.1
+    assert next(noises, None) is None
 
 
 @pytest.mark.parametrize("variant", ["5b", "1.5"])
@@ -163,6 +192,7 @@ def test_companions_come_from_the_directory_or_the_published_name(saved, tmp_pat
     for variant, path in saved.items():
         recipe = family_recipe(tmp_path, "cogvideox", path)
         assert recipe.objective.snr_shift == SNR_SHIFT[variant] and recipe.objective.zero_terminal_snr
+        assert recipe.sampling.sampler == "ddim"
         assert recipe.text.length == TEXT_LENGTH and recipe.text.padding == "kept"
         assert recipe.codec.frame_group == (2 if variant == "1.5" else 1)
     for name, shift, length, group in (("2b", 3.0, 226, 1), ("5b", 1.0, 226, 1), ("1.5-5B", 1.0, 224, 2)):

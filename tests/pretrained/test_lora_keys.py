@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from reelwright.pretrained.lora_keys import comfyui_tensors, diffusers_tensors, read_updates
+from reelwright.pretrained.lora_keys import comfyui_tensors, diffusers_tensors, kohya_tensors, read_updates
 from reelwright.recipe import FAMILIES
 from reelwright.training.lora import LoraConfig, Update, add_lora, linear_layers
 from reelwright.types import UsageError, UserError
@@ -128,6 +128,39 @@ def test_names_of_comfyui_s_own_classes_and_of_kohya(family):
         flat[f"lora_unet_{layer.replace('.', '_')}.alpha"] = torch.tensor(rank / 8.0)
     for tensors in (dotted, flat):
         assert same(read_updates(tensors, family, network, "file"), updates)
+
+
+@pytest.mark.parametrize("family", ["wan", "hunyuan"])
+def test_kohya_s_files_and_back(family):
+    network = network_of(family)
+    updates = updates_for(network)
+    tensors = kohya_tensors(updates, family, network)
+    layers = {layer.split(".", 1)[1].replace(".", "_") for layer in LISTED[family]}
+    expected = {
+        f"lora_unet_{layer}.{part}" for layer in layers for part in ("lora_down.weight", "lora_up.weight", "alpha")
+    }
+    assert set(tensors) == expected
+    assert all(
+        float(tensors[key]) == len(tensors[key.replace("alpha", "lora_down.weight")])
+        for key in tensors
+        if "alpha" in key
+    )
+    assert same(read_updates(tensors, family, network, "file"), updates)
+    if family == "wan":
+        from diffusers.loaders.lora_conversion_utils import _convert_musubi_wan_lora_to_diffusers as convert
+
+        assert same(read_updates(convert(dict(tensors)), family, network, "converted"), updates)
+
+
+def test_what_kohya_has_no_names_for():
+    network = network_of("ltx")
+    with pytest.raises(
+        UsageError, match="--format kohya: its trainer, musubi-tuner, has no names for this model, only"
+    ):
+        kohya_tensors(updates_for(network), "ltx", network)
+    scaled = {name: Update(u.down, u.up, torch.ones(len(u.up))) for name, u in updates_for(network_of("wan")).items()}
+    with pytest.raises(UsageError, match="--format kohya: not for DoRA"):
+        kohya_tensors(scaled, "wan", network_of("wan"))
 
 
 def test_the_text_refiner_has_names_too():

@@ -149,6 +149,18 @@ def test_files_of_every_naming_are_read_back(lora, tmp_path):
         assert (ours - with_files(lora, str(tmp_path / "kohya.safetensors"))).abs().max() <= 1e-4, f"{form}, kohya"
 
 
+def test_kohya_s_file_of_a_run(lora, tmp_path):
+    path = tmp_path / "kohya.safetensors"
+    if lora.family not in ("wan", "hunyuan"):
+        with pytest.raises(UsageError, match="musubi-tuner, has no names for this model"):
+            export_model(str(lora.run), path, "kohya")
+        return
+    export_model(str(lora.run), path, "kohya")
+    assert all(key.startswith("lora_unet_") for key in load_file(path))
+    ours = latents_of(str(lora.run), lora.noise, lora.times)
+    assert (ours - with_files(lora, str(path))).abs().max() <= 1e-4
+
+
 def test_several_at_once_with_scales(lora, tmp_path):
     ours = latents_of(str(lora.run), lora.noise, lora.times)
     path = tmp_path / "lora.safetensors"

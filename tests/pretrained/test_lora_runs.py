@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import reelwright.bundle as bundle_room
 from lora_runs import LORA, lora_recipe
 from reelwright.loading import load_model
 from reelwright.recipe import Recipe
@@ -148,3 +150,26 @@ def test_the_recipes_run_at_toy_size(name, save, shapes_clips, tmp_path, run_cli
     assert read_frames(video)[0].shape == (5, 32, 32, 3)
     for form in ("lora", "comfyui"):
         assert run_cli("export", tmp_path / "run", tmp_path / f"{form}.safetensors", "--format", form).code == 0
+
+
+def test_the_base_is_hashed_once_until_its_files_change(base, tmp_path, shapes_clips, monkeypatch):
+    model = shutil.copytree(base, tmp_path / "model")
+    path = lora_recipe(tmp_path, shapes_clips, {"type": "wan", "model": str(model)}, LORA)
+    recipe = Recipe.load(path, ("train.steps=1",))
+    train(recipe, say=lambda _: None)
+    time.sleep(0.2)
+    hashed: list[int] = []
+    content_hash = bundle_room.content_hash
+    monkeypatch.setattr(bundle_room, "content_hash", lambda *parts: hashed.append(1) or content_hash(*parts))
+    train(recipe, say=lambda _: None)
+    load_model(str(recipe.run_dir))
+    assert len(hashed) <= 1, "by the first at most, where its files were new"
+    hashed.clear()
+    load_model(str(recipe.run_dir))
+    assert hashed == []
+    weights = next((model / "transformer").glob("*.safetensors"))
+    tensors = load_file(weights)
+    save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="its adapters were trained beside the weights"):
+        load_model(str(recipe.run_dir))
+    assert hashed == [1]

@@ -6,12 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from family_parity import CPU, NEGATIVE, PROMPTS, family_recipe, flow_times, load, open_pipeline, our_latents
 from reelwright.bundle import DenoisingLoss, build_bundle
-from reelwright.generate import encode_prompts
+from reelwright.generate import encode_prompts, walk_times
 from reelwright.pretrained.ltx import LTXConfig
 from reelwright.types import Compression, Size, Text, UsageError
 from tiny_ltx import DECODERS, save_ltx
@@ -37,6 +38,12 @@ def recipe_of(tmp_path: Path, model: Path, **groups: Any) -> Any:
     return family_recipe(tmp_path, "ltx", model, data=data, **groups)
 
 
+def published_mu(latents: int) -> float:
+    from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
+
+    return calculate_shift(latents, 1024, 4096, 0.95, 2.05)
+
+
 def packed(latents: torch.Tensor) -> torch.Tensor:
     """`b c f h w` -> `b f*h*w c`, as the pipeline wants them."""
     return latents.flatten(2).mT.contiguous()
@@ -45,7 +52,9 @@ def packed(latents: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_the_same_latents_and_video_as_the_pipeline(saved, pipelines, tmp_path, decoder, guidance):
-    recipe = recipe_of(tmp_path, saved[decoder], sampling={"guidance": guidance})
+    shift = math.exp(published_mu(3 * 4 * 8))  # of these latents: the recipe's own counts those of the published codec
+    sampling = {"guidance": guidance, "steps": 4}
+    recipe = recipe_of(tmp_path, saved[decoder], sampling=sampling, objective={"shift": shift})
     bundle, pipeline = load(recipe), pipelines[decoder]
     latents = torch.randn(2, 8, 3, 4, 8, generator=torch.Generator().manual_seed(0))
 
@@ -59,7 +68,7 @@ def test_the_same_latents_and_video_as_the_pipeline(saved, pipelines, tmp_path, 
             ).frames  # fmt: skip
 
     expected = theirs("latent")
-    times = flow_times(pipeline.scheduler.sigmas, bundle.objective.schedule)
+    times = walk_times(recipe.sampling, bundle.objective.schedule)
     ours = our_latents(bundle, recipe, PROMPTS, NEGATIVE, latents, times)
     assert (packed(ours) - expected).abs().max() <= 1e-4 and (ours - latents).abs().max() > 0.1
     video = theirs("pt")
@@ -139,12 +148,10 @@ def test_latents_are_normalised_as_the_model_knows_them(saved, pipelines, tmp_pa
 
 @pytest.mark.parametrize("size", [(9, 256, 256), (49, 512, 768), (121, 480, 704)])
 def test_the_shift_is_that_of_the_models_scheduler_at_the_recipes_size(saved, pipelines, tmp_path, size):
-    from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
-
     frames, height, width = size
     recipe = recipe_of(tmp_path, saved["0.9.0"], data={"frames": frames, "height": height, "width": width})
     latents = (1 + (frames - 1) // 8) * (height // 32) * (width // 32)  # the published autoencoder's
-    mu = calculate_shift(latents, 1024, 4096, 0.95, 2.05)
+    mu = published_mu(latents)
     assert math.isclose(recipe.objective.shift, math.exp(mu), rel_tol=1e-9)
     scheduler = pipelines["0.9.0"].scheduler
     even = torch.linspace(1, 0.25, 4)
@@ -153,11 +160,39 @@ def test_the_shift_is_that_of_the_models_scheduler_at_the_recipes_size(saved, pi
     assert recipe_of(tmp_path, saved["0.9.0"], objective={"shift": 2.0}).objective.shift == 2.0
 
 
-def test_a_scheduler_without_dynamic_shifting_gives_its_own_shift(saved, tmp_path):
-    folder = tmp_path / "model" / "scheduler"
-    folder.mkdir(parents=True)
-    (folder / "scheduler_config.json").write_text('{"use_dynamic_shifting": false, "shift": 2.5}')
-    assert recipe_of(tmp_path, tmp_path / "model").objective.shift == 2.5
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_dynamic_shifting": True, "shift_terminal": 0.1},
+        {"use_dynamic_shifting": False, "shift": 1.0, "shift_terminal": 0.1},
+        {"use_dynamic_shifting": False, "shift": 2.5},
+        {"use_dynamic_shifting": True, "shift_terminal": 0.2, "time_shift_type": "linear"},
+    ],
+)
+@pytest.mark.parametrize("steps", [1, 8, 30])
+def test_the_sigmas_are_those_of_the_directorys_scheduler(tmp_path, settings, steps):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    published = {"base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024, "max_image_seq_len": 4096}
+    scheduler = FlowMatchEulerDiscreteScheduler(**published, **settings)
+    scheduler.save_pretrained(tmp_path / "model" / "scheduler")
+    size = {"frames": 49, "height": 512, "width": 768}
+    recipe = recipe_of(tmp_path, tmp_path / "model", data=size, sampling={"steps": steps})
+    assert recipe.sampling.shift_terminal == settings.get("shift_terminal")
+    schedule = recipe.objective.build().schedule
+    sigmas = schedule.sigma(walk_times(recipe.sampling, schedule)).float()
+    if steps == 1:  # where theirs divides by zero
+        assert sigmas.tolist() == [1.0, 0.0]
+        return
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=published_mu(7 * 16 * 24))
+    assert (sigmas - scheduler.sigmas).abs().max() <= 1e-6
+
+
+def test_what_is_published_stands_for_a_hub_id():
+    groups = LTXConfig.companions({"model": "someone/LTX-Video"}, Size(49, 512, 768))
+    assert groups["sampling"]["shift_terminal"] == 0.1
+    assert math.isclose(groups["objective"]["shift"], math.exp(published_mu(7 * 16 * 24)))
+    assert "shift_terminal" not in LTXConfig.companions({}, Size(49, 512, 768))["sampling"]
 
 
 def test_the_frame_rate_of_the_data_reaches_the_positions(saved, tmp_path):

@@ -12,9 +12,12 @@ import torch
 from PIL import Image
 
 from family_parity import CPU, load, open_pipeline
-from reelwright.bundle import DenoisingLoss
+from reelwright.bundle import DenoisingLoss, draw
+from reelwright.data.decode import read_window
 from reelwright.diffusion.sampler import karras_times
 from reelwright.generate import denoise_latents, encode_pictures
+from reelwright.loading import load_model
+from reelwright.prepare import Engine, open_prepared, prepare
 from reelwright.pretrained.svd import SVDConfig, shrink
 from reelwright.randomness import keyed_normal
 from reelwright.recipe import Recipe
@@ -27,6 +30,7 @@ from tiny_svd import save_svd
 torch.set_num_threads(1)
 SIZE = Size(3, 32, 64)
 RECIPE = Path(__file__).parents[2] / "recipes" / "svd-finetune.yaml"
+IMAGE_RECIPE = RECIPE.with_name("svd-image-lora.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +296,7 @@ def test_a_network_from_scratch_learns_and_pads_its_text():
 
 
 def test_image_mode_by_the_command(svd, tmp_path, run_cli):
-    """--image makes a clip that --from repeats; prompts, and training, are refused in one line."""
+    """--image makes a clip that --from repeats; prompts are refused in one line."""
     from reelwright.config import to_yaml
 
     recipe = tmp_path / "recipe.yaml"
@@ -316,17 +320,133 @@ def test_image_mode_by_the_command(svd, tmp_path, run_cli):
         assert refused.code == 2 and message in refused.err, refused.err
 
 
-def test_pictures_for_models_of_text_and_training_on_pictures_are_refused(
-    svd, overrides, shapes_clips, trained_run, tmp_path, run_cli
-):
+def test_pictures_for_models_of_text_are_refused(trained_run, tmp_path, run_cli):
     start = tmp_path / "start.png"
     Image.fromarray(picture()).save(start)
     refused = run_cli("generate", trained_run, "--image", start, "--out", tmp_path / "x.mp4")
     assert refused.code == 2 and "this model makes videos from text alone; leave --image out" in refused.err
-    given = [o for o in overrides if not o.startswith("text.")]
-    given += [f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}", f"data.path={shapes_clips}"]
-    refused = run_cli("prepare", RECIPE, *given, "model.mode=image", f"text={{type: clip_image, model: {svd}}}")
-    assert refused.code == 2 and "model.mode = image" in refused.err and "to train on captioned clips" in refused.err
+
+
+# -- training in image mode: every clip's first frame is its picture
+
+
+@pytest.fixture
+def given(svd, overrides, shapes_clips, tmp_path) -> list[str]:
+    only = ",".join(sorted(p.name for p in (shapes_clips / "videos").glob("*.mp4"))[:4])
+    return [
+        *(o for o in overrides if not o.startswith("text.")), "train.lora=null", "model.dtype=float32",
+        f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}", f"data.path={shapes_clips}",
+        f"data.only=[{only}]",
+    ]  # fmt: skip
+
+
+def test_training_on_first_frames_is_that_of_edm_beside_what_the_pipeline_makes_of_them(
+    svd, pipeline, given, shapes_clips
+):
+    recipe = Recipe.load(IMAGE_RECIPE, [*given, "model.motion_bucket=90", "model.noise_augmentation=0.1"])
+    prepare(recipe)
+    prepared, bundle = open_prepared(recipe), load(recipe)
+    indices = sorted(prepared.training.samples)[:2]
+    batch = prepared.training.load([(index, 0) for index in indices], seed=0)
+    drawn = draw(batch, bundle.objective, seed=0)
+    with torch.no_grad():
+        ours = DenoisingLoss(bundle)(drawn.latents, drawn.noise, drawn.t, batch.text)
+    for row, index in enumerate(indices):
+        sample = prepared.training.samples[index]
+        pixels = read_window(shapes_clips / "videos" / sample.clip, sample.size, recipe.data.fps, sample.start_seconds)
+        first = Image.fromarray(pixels[0])
+        noise = keyed_normal((3, sample.size.height, sample.size.width), sample.latent_keys[0], "picture")
+        s = (bundle.objective.schedule.sigma(drawn.t[row]) / bundle.objective.schedule.alpha(drawn.t[row])).float()
+        x0, noised = drawn.latents[row], drawn.latents[row] + s * drawn.noise[row]  # c f h w
+        with torch.no_grad():
+            tokens = pipeline._encode_image(first, "cpu", 1, False)
+            fitted = pipeline.video_processor.preprocess(first, sample.size.height, sample.size.width) + 0.1 * noise
+            image = pipeline._encode_vae_image(fitted, "cpu", 1, False)  # 1 c h w
+            seen = torch.cat([noised / (s**2 + 1).sqrt(), image[0, :, None].expand_as(x0)]).transpose(0, 1)[None]
+            ids = torch.tensor([[recipe.data.fps - 1, 90, 0.1]])
+            out = pipeline.unet(seen, 0.25 * s.log()[None], tokens, ids, return_dict=False)[0][0].transpose(0, 1)
+        denoised = noised / (s**2 + 1) - s / (s**2 + 1).sqrt() * out
+        expected = (s**2 + 1) / s**2 * ((denoised - x0) ** 2).mean()
+        torch.testing.assert_close(ours[row], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_first_frames_are_dropped_as_captions_are_and_made_anew_with_other_noise(svd, given):
+    recipe = Recipe.load(IMAGE_RECIPE, given)
+    assert prepare(recipe).encoded == 4 and prepare(recipe).encoded == 0
+    dataset = open_prepared(recipe).training
+    items = [(index, 0) for index in sorted(dataset.samples)]
+    kept, dropped = (dataset.load(items, 0, share).text for share in (0.0, 0.999999))
+    assert kept.image is not None and kept.values.abs().amin() > 0 and kept.image.std() > 0.1
+    assert kept.image.shape[1:] == (4, 4, 4, 4) and torch.equal(kept.image[:, :, 0], kept.image[:, :, 3])
+    assert dropped.image is not None and not dropped.values.any() and not dropped.image.any()
+    mixed = dataset.load(items * 8, 0, 0.5).text
+    assert mixed.image is not None
+    assert torch.equal(mixed.values.flatten(1).any(1), mixed.image.flatten(1).any(1))  # both or neither
+    other = Recipe.load(IMAGE_RECIPE, [*given, "model.noise_augmentation=0.3"])
+    assert prepare(other).encoded == 4 and prepare(recipe).encoded == 0
+    assert not torch.equal(open_prepared(other).training.load(items, 0).text.image, kept.image)
+
+
+@pytest.mark.full
+def test_ray_keeps_the_same_first_frames(given, tmp_path):
+    pytest.importorskip("ray")
+    items = {}
+    for engine in ("local", "ray"):
+        recipe = Recipe.load(IMAGE_RECIPE, [*given, f"cache_dir={tmp_path / engine}"])
+        prepare(recipe, engine=Engine(engine, workers=1))
+        prepared = open_prepared(recipe)
+        samples = [*prepared.training.samples.values(), *prepared.validation.samples.values()]
+        items[engine] = {s.latent_keys[0]: prepared.cache.get(s.latent_keys[0]) for s in samples}
+    assert items["local"].keys() == items["ray"].keys() and len(items["ray"]) == 4
+    for key, item in items["local"].items():
+        assert set(item) == {"mean", "logvar", "picture", "image"}
+        assert all(torch.equal(tensor, items["ray"][key][name]) for name, tensor in item.items())
+
+
+@pytest.mark.parametrize("lora", ["null", "{rank: 2}"])
+def test_image_mode_trains_resumes_and_is_exported_to_the_pipeline(svd, given, lora, tmp_path, run_cli):
+    given = [*given, f"train.lora={lora}", "train.caption_dropout=0.1", "sampling.steps=2"]
+    done = run_cli("train", IMAGE_RECIPE, *given)
+    assert done.code == 0, done.err
+    assert read_frames(next((tmp_path / "run" / "samples").glob("*.mp4")))[0].shape == (4, 32, 32, 3)
+    done = run_cli("train", IMAGE_RECIPE, *given, "train.steps=3")
+    assert done.code == 0 and "resuming from step-0000002" in done.err, done.err
+    start, video = tmp_path / "start.png", tmp_path / "video.mp4"
+    Image.fromarray(picture()).save(start)
+    made = run_cli("generate", tmp_path / "run", "--image", start, "--precision", "fp32", "--out", video)
+    assert made.code == 0 and read_frames(video)[0].std() > 0, made.err
+    refused = run_cli("generate", tmp_path / "run", "--prompt", "a ball", "--out", video)
+    assert refused.code == 2 and "makes videos from a picture" in refused.err
+    for out in ("pipeline", "whole.safetensors"):
+        form = "safetensors" if out.endswith("safetensors") else "diffusers"
+        exported = run_cli("export", tmp_path / "run", tmp_path / out, "--format", form)
+        assert exported.code == 0, exported.err
+        where = tmp_path / f"{form}.mp4"
+        made = run_cli("generate", tmp_path / out, "--image", start, "--precision", "fp32", "--out", where)
+        assert made.code == 0, made.err
+        apart = np.abs(read_frames(where)[0].astype(int) - read_frames(video)[0])
+        assert apart.mean() < 0.1  # last bits, which the file's compression spreads
+
+    theirs = open_pipeline("StableVideoDiffusionPipeline", tmp_path / "pipeline")
+    loaded = load_model(str(tmp_path / "run"))
+    loaded.bundle.denoiser.eval()
+    size = loaded.recipe.size
+    noise = keyed_normal((3, size.height, size.width), 0, "picture")
+    latents = torch.randn(1, 4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    import diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion as module
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(module, "randn_tensor", lambda *_, **__: noise[None])
+        expected = theirs(
+            Image.fromarray(picture()), height=32, width=32, num_frames=4, num_inference_steps=4, fps=8,
+            min_guidance_scale=1.0, max_guidance_scale=3.0, latents=latents.transpose(1, 2).clone(),
+            output_type="latent",
+        ).frames.transpose(1, 2)  # fmt: skip
+    sampling = loaded.recipe.sampling.model_copy(update={"guidance": 1.0, "guidance_end": 3.0})
+    times = karras_times(4, loaded.bundle.objective.schedule, *sampling.noise_levels)
+    cond, uncond = encode_pictures(loaded.bundle, picture(), size, [0], CPU)
+    ours = denoise_latents(loaded.bundle, latents, times, cond, uncond, sampling, CPU, lambda: latents)
+    assert (ours - expected).abs().max() <= 1e-4
 
 
 def test_lora_beside_the_network_and_the_projection_whole(svd, overrides, shapes_clips, tmp_path, run_cli):

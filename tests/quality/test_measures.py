@@ -13,7 +13,7 @@ from reelwright.generate import Compute
 from reelwright.loading import load_model
 from reelwright.metrics.clip import ClipModel
 from reelwright.metrics.frechet import frechet_distance
-from reelwright.metrics.statistics import mean_interval
+from reelwright.metrics.statistics import mean_interval, possible_range
 from reelwright.quality import (
     Measured,
     Subjects,
@@ -111,6 +111,22 @@ def test_clip_rows_stand_beside_one_another(subjects, tiny_clip):
         assert v["shuffled_cosine"] == pytest.approx(
             float((clip.frame_features(subjects.made.videos[videos.index(v)]) @ other).mean()), abs=1e-6
         )
+
+
+def test_no_figure_reaches_beyond_what_it_can_be(subjects, tiny_clip):
+    """Two videos: Student's t for one degree of freedom is 12.7 standard errors wide."""
+    made, real = (VideoSet(one.name, one.videos[:2], one.captions[:2]) for one in subjects.sets)
+    two = Subjects(made, real, subjects.split, subjects.size, subjects.fps)
+    clip = load_clip(str(tiny_clip), CPU)
+    measured = [measure_clip(two, clip, 0, quiet), measure_temporal(two, clip, CPU, 0, quiet)]
+    rows = [row for one in measured for row in one.rows if row["low"] is not None]
+    cut = 0
+    for row in rows:
+        least, most = (0, 1) if row["metric"] == "clips that move" else possible_range(row["metric"])
+        assert least <= row["low"] <= row["value"] + 1e-9 and row["value"] - 1e-9 <= row["high"] <= most, row
+        cut += least == row["low"] or most == row["high"]
+    assert cut >= 5, "some of them would"
+    assert "inf" not in str([one.tables for one in measured])
 
 
 def test_cut_captions_are_told(tiny_clip):

@@ -1,36 +1,50 @@
 from __future__ import annotations
 
+import hashlib
+import json
+
+import degraded as degraded_videos
 import numpy as np
 import pytest
+from degraded import FPS, clouds, degraded
 from scipy.ndimage import gaussian_filter, label
 
 from reelwright.shapes.checker import read
 from reelwright.shapes.checker_matte import dilate, largest_components
-from reelwright.shapes.frozen import FROZEN_HASH, checker_hash
+from reelwright.shapes.checker_objects import SceneReading
+from reelwright.shapes.controls import CONTROLS
+from reelwright.shapes.frozen import FROZEN_HASHES, checker_hash
 from reelwright.shapes.renderer import render
 from reelwright.shapes.scores import is_right, score
 from reelwright.shapes.splits import prompts
+from reelwright.shapes.tables import splits_of
+from reelwright.shapes.tracks import reader_of
 from reelwright.shapes.world import TRACKS
 from reelwright.types import Size
 
-FPS = 8.0
-
-
-def degraded(video, blur=0.0, noise=0.0, seed=0):
-    """Blur of a standard deviation in pixels, then Gaussian noise in grey levels."""
-    values = gaussian_filter(video.astype(np.float64), (0, blur, blur, 0), mode="nearest")
-    values += np.random.default_rng(seed).normal(0.0, noise, video.shape) if noise else 0.0
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
-
 
 def share_right(rendered, change, step=1):
-    pairs = list(zip(rendered.prompts, rendered.videos, strict=True))[::step]
-    return float(np.mean([is_right(p, read(change(v), FPS)) for p, v in pairs]))
+    return degraded_videos.share_right(rendered.prompts[::step], rendered.videos[::step], read, change)
 
 
-def test_the_checker_is_the_frozen_one():
-    """If this fails the checker has changed: every published table must be made again before the hash is renewed."""
-    assert checker_hash() == FROZEN_HASH
+@pytest.mark.parametrize("track", TRACKS)
+def test_the_checker_is_the_frozen_one(track):
+    """If this fails the checker has changed: every table of the track must be made again before the hash is renewed."""
+    assert checker_hash(track) == FROZEN_HASHES[TRACKS[track].kind]
+
+
+def test_readings_of_one_object_never_change(rendered):
+    """What was read of these videos, the spoilt ones included, when the checker was first frozen; not one word differs.
+
+    Numbers are left to the tests below: their last bits depend on the machine.
+    """
+    digest = hashlib.sha256()
+    for i, video in enumerate(rendered.videos):
+        spoilt = [control(video, i) for control in CONTROLS.values()] if i % 11 == 0 else []
+        for shown in (video, *spoilt):
+            reading = read(shown, FPS)
+            digest.update(json.dumps([reading.factors.stated(), reading.reasons]).encode())
+    assert digest.hexdigest() == "885361ae46b6a81e9d37c0e490306f52451a10df03382fb51e2c74e8a389a1fa"
 
 
 def test_perfect_clips_are_read_right_in_every_factor(rendered):
@@ -146,20 +160,16 @@ def test_dilate_reaches_a_square():
 
 
 @pytest.mark.filterwarnings("error")
-def test_any_video_gets_an_answer():
-    """What untrained models make: clouds, stripes, stains, half a background. No error, no warning."""
-    rng = np.random.default_rng(0)
-    for trial in range(60):
-        frames, height, width = int(rng.integers(4, 12)), int(rng.integers(16, 50)), int(rng.integers(16, 50))
-        scale = (rng.choice([0, 1, 9]), rng.choice([0, 1, 4]), rng.choice([0, 1, 4]), 0)
-        cloud = gaussian_filter(rng.normal(size=(frames, height, width, 3)), scale)
-        video = 128 + cloud / cloud.std() * rng.choice([3, 15, 40, 90])
-        margin = int(rng.integers(0, 6))
-        inside = np.zeros((height, width), dtype=bool)
-        inside[margin : height - margin, margin : width - margin] = True
-        video[:, ~inside] = 128
-        reading = read(np.clip(video, 0, 255).astype(np.uint8), FPS)
-        assert reading.valid or (reading.abstained and not reading.factors.stated()), trial
+@pytest.mark.parametrize("track", ["s1", "s2", "s3", "graded", "d2"])
+def test_any_video_gets_an_answer(track):
+    """No error, no warning, whatever an untrained model makes."""
+    for trial, video in enumerate(clouds(60)):
+        if track == "s3" and len(video) < 8:
+            continue
+        reading = reader_of(track)(video, FPS)
+        assert reading.valid or reading.abstained, trial
+        for one in reading.objects if isinstance(reading, SceneReading) else (reading,):
+            assert one.valid or (one.abstained and not {"shape", "motion"} & one.factors.stated().keys()), trial
 
 
 def test_bad_videos_are_refused():
@@ -172,11 +182,10 @@ def test_bad_videos_are_refused():
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("track", TRACKS)
-@pytest.mark.parametrize("split", ["in_distribution", "held_out_pairs", "held_out_triples", "paraphrases"])
+@pytest.mark.parametrize(("track", "split"), [(track, split) for track in TRACKS for split in splits_of(track)])
 def test_1024_renders_a_split(track, split):
     asked = prompts(split, 1024, seed=11, track=track)
     videos = [render(p.scene, Size(16, 64, 64), FPS) for p in asked]
-    assert np.mean([is_right(p, read(v, FPS)) for p, v in zip(asked, videos, strict=True)]) >= 0.99
-    softened = [degraded(v, 0.7, 4.0) for v in videos]
-    assert np.mean([is_right(p, read(v, FPS)) for p, v in zip(asked, softened, strict=True)]) >= 0.97
+    reader = reader_of(track)
+    assert degraded_videos.share_right(asked, videos, reader) >= 0.99
+    assert degraded_videos.share_right(asked, videos, reader, lambda v: degraded(v, 0.7, 4.0)) >= 0.97

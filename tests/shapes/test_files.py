@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from reelwright.shapes.files import read_scenes, training_prompts, write_collection
+from reelwright.shapes.files import (
+    captions_file,
+    read_coverage,
+    read_scenes,
+    read_track,
+    training_prompts,
+    write_collection,
+)
 from reelwright.shapes.renderer import render
 from reelwright.types import Size, UsageError
 
@@ -73,7 +80,55 @@ def test_other_collections_and_foreign_files_are_not_touched(tmp_path):
     assert [p.name for p in foreign.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize("track", ["s2", "s3", "graded"])
+def test_the_other_tracks_come_back_as_they_were_written(tmp_path, track):
+    size = Size(12, 16, 16)
+    write_collection(tmp_path, 6, 3, track, size, FPS, save)
+    expected = training_prompts(6, 3, track, duration_seconds=1.5)
+    assert list(read_scenes(tmp_path).values()) == expected and read_track(tmp_path) == track
+    assert write_collection(tmp_path, 6, 3, track, size, FPS, save) == 0
+
+
+def test_a_collection_of_one_object_is_written_as_it_always_was(tmp_path):
+    """Keys that came with other tracks are left out, so that an older folder is still this very collection."""
+    write(tmp_path)
+    clip = json.loads((tmp_path / "scenes.json").read_text())["clips"]["00000.mp4"]
+    assert set(clip["scene"]["objects"][0]) == {"factors", "start", "velocity", "radius", "growth", "angle", "spin"}
+    assert set(clip["stated"][0]) == {"shape", "colour", "motion", "speed", "size", "region"}
+    assert set(json.loads((tmp_path / "scenes.json").read_text())["settings"]) == {
+        "clips", "seed", "track", "size", "fps"
+    }  # fmt: skip
+
+
+def test_the_named_clips_have_their_names_and_metadata(tmp_path):
+    assert write(tmp_path, clips=3, track="d2") == 3
+    assert json.loads((tmp_path / "metadata.json").read_text()) == {
+        "video_001": "a green circle moving from left to right",
+        "video_002": "a blue square expanding",
+        "video_003": "a red line rotating",
+    }
+    assert sorted(p.name for p in (tmp_path / "videos").iterdir()) == [f"video_00{i}.mp4" for i in (1, 2, 3)]
+    assert not (tmp_path / "captions.json").exists() and captions_file("s1") == "captions.json"
+    assert [p.stated[0].shape for p in read_scenes(tmp_path).values()] == ["circle", "square", "line"]
+
+
+def test_a_coverage_is_part_of_the_collection(tmp_path):
+    write_collection(tmp_path, 4, 0, "s1", SIZE, FPS, save, coverage=0.25)
+    assert read_coverage(tmp_path) == 0.25
+    assert list(read_scenes(tmp_path).values()) == training_prompts(4, 0, "s1", 0.5, coverage=0.25)
+    with pytest.raises(UsageError, match=r"holds another collection"):
+        write(tmp_path, clips=4)
+    write(tmp_path / "usual")
+    assert read_coverage(tmp_path / "usual") is None
+
+
 def test_mistakes_are_named(tmp_path):
+    with pytest.raises(UsageError, match="coverage = 0.95"):
+        write_collection(tmp_path, 4, 0, "s1", SIZE, FPS, save, coverage=0.95)
+    with pytest.raises(UsageError, match="tracks of one object"):
+        write_collection(tmp_path, 4, 0, "d2", SIZE, FPS, save, coverage=0.5)
+    with pytest.raises(UsageError, match="frames = 4: clips of track s3 need at least 12"):
+        write(tmp_path, track="s3")
     with pytest.raises(UsageError, match="clips = 0"):
         write(tmp_path, clips=0)
     with pytest.raises(UsageError, match="s1-hard"):

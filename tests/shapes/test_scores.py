@@ -5,9 +5,10 @@ import math
 import pytest
 
 from reelwright.shapes.checker import Reading, read
+from reelwright.shapes.checker_objects import SceneReading
 from reelwright.shapes.memorisation import memorisation
 from reelwright.shapes.renderer import render
-from reelwright.shapes.scores import Count, score
+from reelwright.shapes.scores import Count, confusions, score, wrong_factors
 from reelwright.shapes.splits import prompts, training_scenes
 from reelwright.shapes.world import Factors, MovingObject, Prompt, Scene
 from reelwright.types import Size
@@ -48,6 +49,34 @@ def test_scores_by_hand():
 def test_no_videos_give_no_shares():
     result = score([])
     assert math.isnan(result.joint.share) and result.binding_deficit is None and result.diversity == {}
+
+
+def test_confusions_by_hand():
+    red, still = asked("circle", "red", "left"), asked("square", "red", "still")
+    pairs = [(red, answered("circle", "blue", None)), (red, answered("circle", "red", "left")),
+             (still, answered("square", "red", "still"))]  # fmt: skip
+    assert confusions(pairs) == {
+        "shape": {("circle", "circle"): 2, ("square", "square"): 1},
+        "colour": {("red", "blue"): 1, ("red", "red"): 2},
+        "motion": {("left", None): 1, ("left", "left"): 1, ("still", "still"): 1},
+    }
+    assert [wrong_factors(*pair) for pair in pairs] == [2, 0, 0]
+
+
+def test_two_objects_by_hand():
+    """One video with everything in its place, one with the motions exchanged, one with an object short."""
+    one, other = (asked(*words).scene.objects[0] for words in (("circle", "red", "left"), ("square", "blue", "up")))
+    stated = tuple(moving.factors.only(("shape", "colour", "motion")) for moving in (one, other))
+    prompt = Prompt("", stated, Scene((one, other), "charcoal", 2.0))
+    right = SceneReading((answered("square", "blue", "up"), answered("circle", "red", "left")))
+    exchanged = SceneReading((answered("square", "blue", "left"), answered("circle", "red", "up")))
+    short = SceneReading((answered("square", "blue", "up"),), ("there is one object, not two",))
+    result = score([(prompt, right), (prompt, exchanged), (prompt, short)])
+    assert result.joint == Count(1, 3) and result.complete == Count(2, 3) and result.swapped == Count(1, 3)
+    assert result.factors == {"shape": Count(5, 6), "colour": Count(5, 6), "motion": Count(3, 6)}
+    assert result.binding_deficit == pytest.approx((5 / 6 * 5 / 6 * 1 / 2) ** 2 - 1 / 3)
+    assert result.abstained == Count(1, 3)
+    assert [wrong_factors(prompt, reading) for reading in (right, exchanged, short)] == [0, 2, 3]
 
 
 def test_diversity_of_perfect_renders_is_one(rendered):

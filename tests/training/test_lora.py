@@ -111,6 +111,29 @@ def test_adapters_add_up_whatever_their_ranks():
     assert torch.allclose(net(X), by_hand(X), atol=1e-4)
 
 
+def test_adapters_of_every_kind_stand_beside_one_another():
+    """Two LoRAs of other ranks and a DoRA, which scales the layer's own weights and is added as it is alone."""
+    one = Update(torch.randn(2, 8), torch.randn(24, 2))
+    two = Update(torch.randn(5, 8), torch.randn(24, 5))
+    scaled = Update(torch.randn(3, 8), torch.randn(24, 3), torch.rand(24) + 0.5)
+    layer = {"0.qkv": scaled}
+    together, dora, plain, both = network(), network(), network(), network()
+    add_updates(together, {"0.qkv": one}, "one")
+    add_updates(together, layer, "dora")
+    add_updates(together, {"0.qkv": two}, "two", 0.5)
+    add_updates(dora, layer, "dora")
+    with torch.no_grad():
+        both[0].qkv.weight += one.up @ one.down + 0.5 * two.up @ two.down
+        added = together[0].qkv(X) - plain[0].qkv(X)
+        assert torch.allclose(added, dora[0].qkv(X) + both[0].qkv(X) - 2 * plain[0].qkv(X), atol=1e-4)
+        expected = together(X)
+    assert not adapters(together).keys() - dict(network().named_parameters())
+    with pytest.raises(UserError, match=r"two LoRAs scale the rows of 0\.qkv \(DoRA\), and only one can"):
+        add_updates(together, layer, "again")
+    merge(together)
+    assert torch.allclose(together(X), expected, atol=1e-4)
+
+
 def test_an_adapter_of_another_size_is_refused():
     with pytest.raises(UserError, match=r"made for another model: 0.qkv is 24 x 8, .* \[24, 2\] and \[2, 9\]"):
         add_updates(network(), {"0.qkv": Update(torch.ones(2, 9), torch.ones(24, 2))}, "bad")
@@ -183,5 +206,5 @@ def test_eight_bit_weights_beside_adapters(kind):
 def test_without_torchao_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(UsageError, match=r"model.quantize = int8: needs torchao.*pip install torchao"):
+    with pytest.raises(UsageError, match=r"model.quantize = int8: needs torchao.*'reelwright\[quantize\]'"):
         quantize(network(), "int8")

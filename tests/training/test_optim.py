@@ -219,7 +219,7 @@ def test_eight_bit_moments_are_restored_bit_for_bit() -> None:
 
 def test_optimizers_that_cannot_be_had_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(UsageError, match=r"train.optimizer = adamw8bit: needs bitsandbytes.*pip install"):
+    with pytest.raises(UsageError, match=r"train.optimizer = adamw8bit: needs bitsandbytes.*'reelwright\[bnb\]'"):
         build_optimizer(Wide(), TrainConfig(optimizer="adamw8bit"))
 
 

@@ -19,25 +19,37 @@ from reelwright.console import Progress
 @app.command()
 def shapes(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="folder for the clips")],
-    clips: Annotated[int, typer.Option(min=1, help="number of clips")] = 1000,
+    clips: Annotated[int | None, typer.Option(min=1, help="number of clips: 1000, of d2 its three")] = None,
     seed: Annotated[int, typer.Option(min=0, help="same seed, same bytes")] = 0,
-    track: Annotated[str, typer.Option(help="s1, or s1-hard with more shapes and backgrounds")] = "s1",
-    frames: Annotated[int, typer.Option(min=2)] = 16,
-    width: Annotated[int, typer.Option(min=16)] = 64,
-    height: Annotated[int, typer.Option(min=16)] = 64,
-    fps: Annotated[float, typer.Option(min=0.1)] = 8.0,
+    track: Annotated[
+        str,
+        typer.Option(
+            help="s1: one object; s1-hard: more shapes and backgrounds; s2: two objects; s3: a change in mid-clip; "
+            "graded: more words for speed and size; d2: three named clips"
+        ),
+    ] = "s1",
+    coverage: Annotated[
+        float | None, typer.Option(help="train on this share of all combinations, such as 0.25; at most 0.9")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=2, help="of each clip")] = 16,
+    width: Annotated[int, typer.Option(min=16, help="in pixels")] = 64,
+    height: Annotated[int, typer.Option(min=16, help="in pixels")] = 64,
+    fps: Annotated[float, typer.Option(min=0.1, help="frames a second")] = 8.0,
 ) -> None:
-    """Synthetic captioned clips of moving shapes, as mp4 files with captions.json."""
-    from reelwright.shapes.files import write_collection
+    """Synthetic captioned clips of moving shapes, as mp4 files with captions.json (of d2 metadata.json)."""
+    from reelwright.shapes.files import SCENES_FILE, VIDEOS_FOLDER, captions_file, write_collection
+    from reelwright.shapes.named import NAMED_CLIPS
     from reelwright.types import Size
     from reelwright.video.write import write_video
 
+    count = clips or (len(NAMED_CLIPS) if track == "d2" else 1000)
     with Progress() as progress:
         write_collection(
-            out, clips, seed, track, Size(frames, height, width), fps, write_video,
-            progress=lambda done, total: progress("rendering", done, total),
+            out, count, seed, track, Size(frames, height, width), fps, write_video,
+            progress=lambda done, total: progress("rendering", done, total), coverage=coverage,
         )  # fmt: skip
-    print(f"{clips} clips in {out / 'videos'}, captions in {out / 'captions.json'}, states in {out / 'scenes.json'}")
+    captions = out / captions_file(track)
+    print(f"{count} clips in {out / VIDEOS_FOLDER}, captions in {captions}, states in {out / SCENES_FILE}")
 
 
 @app.command()
@@ -65,7 +77,9 @@ def inspect(
 def prepare(
     recipe: RecipePath,
     overrides: Overrides = None,
-    verify: Annotated[bool, typer.Option("--verify", help="re-read and re-hash every source file")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="read every source file and every stored item again; mend what is damaged")
+    ] = False,
     refit: Annotated[bool, typer.Option("--refit", help="fit codec and tokenizer anew on today's data")] = False,
     engine: Annotated[str, typer.Option(help="local, or ray for a collection beyond one machine")] = "local",
     address: Annotated[str | None, typer.Option(help="of a Ray cluster; else Ray is started here")] = None,

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from reelwright.cli.app import INTERRUPTED, app
+from reelwright.cli.app import INTERRUPTED, Group, app
 from reelwright.cli.options import JsonFlag
 from reelwright.console import Progress, print_error, print_table
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 COMPARE_PAGE = "compare.html"
 
 
-class _RunByDefault(TyperGroup):
+class _RunByDefault(Group):
     """`experiment SPEC` is `experiment run SPEC`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

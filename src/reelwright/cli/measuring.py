@@ -9,13 +9,28 @@ from typing import Annotated
 import typer
 
 from reelwright.cli.app import app
-from reelwright.cli.options import CheckpointOption, DeviceOption, PrecisionOption, RawFlag, SamplerOption
+from reelwright.cli.options import (
+    CheckpointOption,
+    DeviceOption,
+    GuidanceOption,
+    PrecisionOption,
+    RawFlag,
+    SamplerOption,
+    SeedOption,
+    StepsOption,
+)
 from reelwright.console import Progress, print_table
 
 
 @app.command()
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="MODEL|FOLDER", help="a model, or a folder of captioned videos")],
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="of a model that was moved, where its data is: data.path=... cache_dir=..."
+        ),
+    ] = None,
     metrics: Annotated[
         str,
         typer.Option(
@@ -25,8 +40,8 @@ def evaluate(
     ] = "auto",
     prompts: Annotated[int, typer.Option(min=2, help="videos, a split: 256 quick, 1024 to publish")] = 256,
     split: Annotated[list[str] | None, typer.Option(help="splits of the shapes benchmark; all by default")] = None,
-    steps: Annotated[int | None, typer.Option(min=1)] = None,
-    guidance: Annotated[float | None, typer.Option(min=0)] = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
     sampler: SamplerOption = None,
     clip: Annotated[
         str | None, typer.Option(help="CLIP's directory or hub id; ViT-B/32 of OpenAI for the clip score by default")
@@ -37,7 +52,7 @@ def evaluate(
     real: Annotated[
         Path | None, typer.Option(help="real captioned clips to hold a FOLDER against; a model has its own")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: SeedOption = 0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     checkpoint: CheckpointOption = None,
@@ -57,8 +72,9 @@ def evaluate(
         clip=clip,
         features=features,
         real=real,
+        places=tuple(places or ()),
     )
-    compute = Compute.resolve(device, precision, offload=False)
+    compute = Compute.resolve(device, precision)
     with Progress() as progress:
         result = run_evaluate(target, settings, compute, checkpoint, raw, progress)
     for title, headers, rows in result.tables:

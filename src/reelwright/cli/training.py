@@ -34,4 +34,4 @@ def train(
             say=progress.say,
         )
     if outcome.interrupted:
-        raise typer.Exit(INTERRUPTED)
+        raise SystemExit(INTERRUPTED)  # what is kept was said when it was saved

@@ -186,15 +186,6 @@ class BucketSampler:
         self._step, self._served = 0, [0] * len(counts)  # batches each bucket had in the first `_step` steps
         self._orders: dict[tuple[Size, int], list[int]] = {}
 
-    @property
-    def num_samples(self) -> int:
-        return sum(len(items) for items in self._buckets.values())
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in which as many samples are drawn as there are, rounded up."""
-        return -(-self.num_samples // self.batch_size)
-
     def batch(self, step: int) -> tuple[Size, tuple[tuple[int, int], ...]]:
         """(bucket, ((sample index, epoch of its bucket), ...)) of a step >= 0."""
         if step < 0:

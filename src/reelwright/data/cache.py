@@ -2,9 +2,10 @@
 
     pending/<name>.safetensors       items just made: tensors "<key>/<name>", their index in the metadata
     shards/<kind>-<name>.safetensors many items of one kind
-    shards/<kind>-<name>.json        the shard's index: key -> checksum and bytes; an item is in a shard once this exists
+    shards/<kind>-<name>.json        the shard's index: key -> checksum, bytes; an item is in a shard once this exists
     manifests/                       what `prepare` made of them (dataset.py)
-    files.jsonl, probes.jsonl        what can be found out again: file hashes, decoded timestamps
+    files.jsonl, probes.jsonl        what can be found out again: file hashes, decoded timestamps; fingerprints.jsonl:
+                                     those of text encoders and adapters' bases, kept by their files
     lock                             held (flock) while pending items move into a shard
 
 Order of `pack`: shard, then its index, then the pending files go. Whatever is cut off in between is found and done

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,9 +74,18 @@ def write_manifest(cache: Cache, manifest: Manifest) -> None:
     write_json(folder / f"{manifest.fingerprint}.json", asdict(manifest))
 
 
+def has_manifest(cache_dir: Path, fingerprint: str) -> bool:
+    """Whether these settings were prepared in a cache's folder, which need not exist."""
+    return _manifest_path(cache_dir, fingerprint).is_file()
+
+
+def _manifest_path(cache_dir: Path, fingerprint: str) -> Path:
+    return cache_dir / "manifests" / f"{fingerprint}.json"
+
+
 def read_manifest(cache: Cache, fingerprint: str) -> Manifest:
     """The manifest of these settings. UserError where they were not prepared; CacheDamaged."""
-    path = cache.root / "manifests" / f"{fingerprint}.json"
+    path = _manifest_path(cache.root, fingerprint)
     try:
         plain = read_json(path)
     except FileNotFoundError:
@@ -104,8 +114,9 @@ def read_manifest(cache: Cache, fingerprint: str) -> Manifest:
 class CachedDataset:
     """The samples of one split as batches, read from the cache each time: the page cache keeps what fits.
 
-    Latent items hold "mean" `c f h w` and, of a stochastic codec, "logvar". Text items hold "tokens" `l` (token ids)
-    or "embeddings" `l d`, without padding.
+    Latent items hold "mean" `c f h w` and, of a stochastic codec, "logvar"; where a model starts from a picture, that
+    of the first frame too: "picture" `l d` and "image", latents `c h w`, which then stand in for text. Text items hold
+    "tokens" `l` (token ids) or "embeddings" `l d`, without padding.
     """
 
     def __init__(self, cache: Cache, manifest: Manifest, split: str, pad_id: int = 0) -> None:
@@ -142,25 +153,27 @@ class CachedDataset:
         latents = self._latents(items, seed)
         mean = latents["mean"].float()
         logvar = latents["logvar"].float() if "logvar" in latents else None
-        captions, texts = [], []
+        captions, texts, dropped = [], [], []
         for index, epoch in items:
-            caption, key = self._caption(self.samples[index], epoch, seed, caption_dropout)
+            dropped.append(self._drops_caption(index, epoch, seed, caption_dropout))
+            caption, key = ("", self._empty_key) if dropped[-1] else self._caption(self.samples[index], epoch, seed)
             captions.append(caption)
             texts.append(self._text(index, key))
         return Batch(
             indices=tuple(index for index, _ in items),
             epochs=tuple(epoch for _, epoch in items),
             latents=Posterior(mean, logvar),
-            text=pad_texts(texts, self.pad_id),
+            text=_pictures(latents, dropped) if "picture" in latents else pad_texts(texts, self.pad_id),
             captions=tuple(captions),
         )
 
-    def _caption(self, sample: PreparedSample, epoch: int, seed: int, dropout: float) -> tuple[str, str]:
+    def _drops_caption(self, index: int, epoch: int, seed: int, dropout: float) -> bool:
+        if dropout <= 0:
+            return False
+        return torch.rand((), generator=keyed_generator(seed, epoch, index, "caption_drop")).item() < dropout
+
+    def _caption(self, sample: PreparedSample, epoch: int, seed: int) -> tuple[str, str]:
         """(caption, key of its text) of a sample in an epoch."""
-        if dropout > 0:
-            generator = keyed_generator(seed, epoch, sample.index, "caption_drop")
-            if torch.rand((), generator=generator).item() < dropout:
-                return "", self._empty_key
         which = _choice(len(sample.captions), seed, epoch, sample.index, "caption")
         return sample.captions[which], sample.text_keys[which]
 
@@ -206,6 +219,15 @@ def _choice(count: int, *key: int | str) -> int:
 def _values(item: Mapping[str, Tensor]) -> Tensor:
     """Of a text: token ids `l` or embeddings `l d`."""
     return item["tokens"] if "tokens" in item else item["embeddings"]
+
+
+def _pictures(items: Mapping[str, Tensor], dropped: Sequence[bool]) -> Text:
+    """What stands in for text where a model starts from a picture; zeros where it is `dropped`."""
+    kept = 1 - torch.tensor(dropped, dtype=torch.float32)  # b
+    values = items["picture"].float() * kept[:, None, None]  # b l d
+    image = items["image"].float() * kept[:, None, None, None]  # b c h w
+    image = image[:, :, None].expand(-1, -1, items["mean"].shape[2], -1, -1)  # b c f h w
+    return Text(values, torch.ones(values.shape[:2], dtype=torch.bool), image)
 
 
 def pad_texts(texts: Sequence[Tensor], pad_id: int) -> Text:

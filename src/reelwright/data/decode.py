@@ -295,14 +295,6 @@ def _read_frames(path: VideoFile, size: Size, wanted: NDArray[np.intp], info: Vi
     raise BadVideo(f"ends after {index + 1} frames where {info.num_frames} were found before; it has changed")
 
 
-def shown(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    """The picture as it is meant to be seen, uint8 `h w c` RGB of full range, pixels still as wide as stored.
-
-    `colours` says how it comes to its colours. BadVideo where they are coded in an unknown way.
-    """
-    return upright(to_rgb(frame), *orientation(frame))
-
-
 def upright(picture: NDArray[np.uint8], rotation: int, mirrored: bool) -> NDArray[np.uint8]:
     """A stored picture `h w ...`, turned by so many degrees clockwise, then mirrored left to right."""
     picture = np.rot90(picture, k=-rotation // 90)

@@ -40,7 +40,10 @@ from reelwright.data.sandbox_messages import (
 from reelwright.types import FileSlice, Size, UserError, VideoFile
 
 CHILD = "reelwright.data.sandbox_child"
-FUNCTIONS = ("decode.probe", "decode.read_window", "decode.read_spread", "scenes.find_cuts")  # all a child may run
+FUNCTIONS = (  # all a child may run
+    "decode.probe", "decode.read_window", "decode.read_spread", "scenes.find_cuts",
+    "consecutive.describe", "consecutive.read_portion",
+)  # fmt: skip
 MAX_WORKERS = 16
 SECONDS_PER_MB = 5.0  # of processor time a file may take beyond `limits.seconds`, for each MB of its size
 WALL_FACTOR, WALL_SLACK = 4.0, 30.0  # wall seconds a job may take: processor seconds times the one, plus the other
@@ -276,6 +279,8 @@ def _value(function: str, head: dict[str, Any], body: Any, size: Size | None) ->
     """The answer as the function would have returned it, else Breach."""
     if function.endswith(".probe"):
         return info_of(head, body)
+    if function.endswith(".describe"):
+        return printable(head.get("text"))
     return numbers_of(head) if size is None else pixels_of(head, body, size)
 
 

@@ -108,12 +108,14 @@ def unpack(value: Any) -> Any:
 
 
 def pack_result(value: Any) -> tuple[dict[str, Any], bytes | memoryview]:
-    """What a job gave, as a message: an info (its timestamps are the body), pictures (the body), or numbers."""
+    """What a job gave, as a message: an info (its timestamps are the body), pictures (the body), text, or numbers."""
     if isinstance(value, VideoInfo):
         timestamps = value.timestamps.astype("<f8").tobytes()
         return {"info": {**value.to_plain(), "timestamps": _NO_TIMESTAMPS}}, timestamps
     if isinstance(value, np.ndarray):
         return {"pixels": value.shape}, np.ascontiguousarray(value, dtype=np.uint8).data.cast("B")
+    if isinstance(value, str):
+        return {"text": value}, b""
     return {"numbers": [float(number) for number in value]}, b""
 
 
@@ -153,9 +155,9 @@ def numbers_of(head: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def printable(text: Any) -> str:
-    """A child's reason as one may print it; Breach where it is none."""
+    """A child's words as one may print them; Breach where they are none."""
     if not isinstance(text, str) or not text:
-        raise Breach("no reason")
+        raise Breach("no words")
     return "".join(letter if letter.isprintable() else "?" for letter in text[:MAX_TEXT])
 
 

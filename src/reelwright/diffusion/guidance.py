@@ -67,6 +67,17 @@ def guided(
     return predict
 
 
+def switched(above: Predict, below: Predict, time: float) -> Predict:
+    """`above` for samples that are at `time` or later, `below` for the others; all of a call are on one side."""
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        late = t.float() >= time
+        assert bool(late.all()) == bool(late.any()), f"t = {t.tolist()} lies on both sides of {time}"
+        return (above if bool(late.all()) else below)(x, t)
+
+    return predict
+
+
 def make_denoise(predict: Predict, objective: Objective) -> Denoise:
     """denoise(x, t) -> (x0, eps), as samplers call it.
 

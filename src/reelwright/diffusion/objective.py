@@ -140,10 +140,13 @@ class ObjectiveConfig(Config):
 
 
 class Objective:
-    """Corruption, targets, conversions, times, weights and losses of one (schedule, prediction)."""
+    """Corruption, targets, conversions, times, weights and losses of one (schedule, prediction).
 
-    def __init__(self, config: ObjectiveConfig) -> None:
-        self.config = config
+    Training times are drawn from [low, high) of `interval` alone.
+    """
+
+    def __init__(self, config: ObjectiveConfig, interval: tuple[float, float] = (0.0, 1.0)) -> None:
+        self.config, self.interval = config, interval
         self.schedule = build_schedule(
             config.schedule,
             steps=config.schedule_steps,
@@ -186,6 +189,27 @@ class Objective:
         alpha, sigma = self.alpha_sigma(t, x_t)
         return self._prediction.solve(alpha, sigma, x_t.to(alpha.dtype), prediction.to(alpha.dtype))
 
+    def within(self, interval: tuple[float, float]) -> Objective:
+        """The same for training times of a part of the path, each as probable beside the others as it was."""
+        return Objective(self.config, interval)
+
+    def share(self, interval: tuple[float, float]) -> float:
+        """How many of all training times lie in [low, high) of `interval`."""
+        low, high = self._quantiles(interval)
+        return high - low
+
+    def _quantiles(self, interval: tuple[float, float]) -> tuple[float, float]:
+        """The uniform draws that make the times low and high. ValueError where times are entries of a table."""
+        if self.schedule.grid is not None:
+            raise ValueError(
+                f"schedule = {self.config.schedule!r}: its times are those of a table; use 'flow' or 'edm'"
+            )
+        if self.config.time_sampling == "uniform":
+            return interval
+        logits = torch.logit(torch.tensor(interval, dtype=torch.float64))
+        low, high = torch.special.ndtr((logits - self.config.logit_mean) / self.config.logit_std).tolist()
+        return low, high
+
     def sample_time(self, uniform: Tensor) -> Tensor:
         """Times of uniform draws in [0, 1), shape kept, float64, never falling as the draw rises.
 
@@ -199,6 +223,14 @@ class Objective:
                 f"uniform draws from {uniform.min().item()} to {uniform.max().item()}: they lie in [0, 1), as those "
                 f"of torch.rand do"
             )
+        if self.interval == (0.0, 1.0):
+            return self._times(uniform)
+        low, high = self._quantiles(self.interval)
+        times = self._times(low + (high - low) * uniform)
+        below = torch.nextafter(torch.tensor(self.interval[1]), torch.tensor(0.0))  # in float32, as a network is told
+        return times.clamp(self.interval[0], below.double().item())
+
+    def _times(self, uniform: Tensor) -> Tensor:
         if self.config.time_sampling == "logit_normal":
             time = torch.sigmoid(self.config.logit_mean + self.config.logit_std * torch.special.ndtri(uniform))
             return time.clamp(SMALLEST_TIME, 1 - SMALLEST_TIME)

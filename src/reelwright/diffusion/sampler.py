@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from reelwright.diffusion.guidance import Denoise
-from reelwright.diffusion.schedule import Schedule
+from reelwright.diffusion.schedule import FlowSchedule, Schedule
 
 KARRAS_RHO = 7
 SMALLEST_HEUN_ALPHA = 1e-3  # sigma / alpha is steeper than any tabulated schedule but the cosine's last entry
@@ -74,6 +74,25 @@ def karras_times(steps: int, schedule: Schedule, lowest: float, highest: float) 
     ends = torch.tensor([highest, lowest], dtype=torch.float64) ** (1 / KARRAS_RHO)
     levels = torch.linspace(ends[0].item(), ends[1].item(), steps, dtype=torch.float64) ** KARRAS_RHO
     return torch.cat([schedule.time(levels), torch.zeros(1, dtype=torch.float64)])
+
+
+def stretched_times(steps: int, schedule: Schedule, terminal: float) -> Tensor:
+    """`steps` times from pure noise to sigma = `terminal`, and 0 behind them; float64.
+
+    LTX-Video's: the evenly spaced times of a flow, with alpha multiplied by one number at all of them, so that the
+    last of them stands at `terminal` whatever their number and the shift. A single step has nothing to stretch.
+    ValueError where the schedule is no flow.
+    """
+    if not 0 < terminal < 1:
+        raise ValueError(f"terminal = {terminal}: a sigma between 0 and 1")
+    if not isinstance(schedule, FlowSchedule):
+        raise ValueError(f"terminal = {terminal}: belongs to schedule = 'flow'")
+    times = sample_times(steps)
+    if steps == 1:
+        return times
+    even = schedule.alpha(times[:-1])
+    alphas = even * ((1 - terminal) / even[-1])
+    return torch.cat([schedule.time((1 - alphas) / alphas), times[-1:]])
 
 
 def ddim(
@@ -159,6 +178,35 @@ def dpmpp_2m(
     return x
 
 
+def dpmpp_2m_sde(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    *,
+    draw_noise: DrawNoise | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """SDE-DPM-Solver++ (2M), midpoint form: Lu et al. 2022 (arXiv 2211.01095). CogVideoX's own stochastic sampler.
+
+    Of second order, but from alpha = 0 and to sigma = 0; a step of first order is one of `ddpm`.
+    """
+    if draw_noise is None:
+        raise ValueError("dpmpp_2m_sde draws noise at every step: pass draw_noise")
+    walk = _Walk(x, times, schedule, on_step)
+    previous = x
+    for i in range(walk.steps):
+        x0, _ = denoise(x, walk.time(i))
+        slope = walk.extrapolation(i) * (x0 - previous) if 0 < i < walk.steps - 1 else 0
+        sigma, kept = walk.sigmas[i + 1], walk.snr_ratio(i)
+        x = sigma / walk.sigmas[i] * math.sqrt(kept) * x + walk.alphas[i + 1] * (1 - kept) * (x0 + slope / 2)
+        if sigma > 0:
+            x = x + sigma * math.sqrt(1 - kept) * draw_noise().to(x)
+        previous = x0
+        walk.finish(i)
+    return x
+
+
 def unipc(
     denoise: Denoise,
     x: Tensor,
@@ -194,6 +242,7 @@ SAMPLERS: dict[str, Sampler] = {
     "euler": ddim,
     "heun": heun,
     "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
     "unipc": unipc,
 }
 

@@ -29,7 +29,7 @@ class Schedule(ABC):
 
     def time(self, noise_level: Tensor) -> Tensor:
         """The t at which sigma / alpha is `noise_level`, of any shape; float64. ValueError where that is not known."""
-        raise ValueError("this schedule cannot say at which time there is a given noise level; 'edm' can")
+        raise ValueError("this schedule cannot say at which time there is a given noise level; 'edm' and 'flow' can")
 
 
 class TableSchedule(Schedule):
@@ -73,6 +73,9 @@ class FlowSchedule(Schedule):
         if not (math.isfinite(shift) and shift > 0):
             raise ValueError(f"shift = {shift}: must be a positive number; 1 means no shift")
         self.shift = shift
+
+    def time(self, noise_level: Tensor) -> Tensor:
+        return 1 / (1 + self.shift / noise_level.to(torch.float64))
 
     def alpha(self, t: Tensor) -> Tensor:
         t = _checked(t)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reelwright.experiments.effects import Effect, Pair, interval_over_seeds, paired_effect, sentence
-from reelwright.experiments.reading import HELD_OUT, RunFacts, differing, read_run, unequal
+from reelwright.experiments.reading import HELD_OUT, Measured, RunFacts, differing, read_run, unequal
 from reelwright.experiments.record import RECORD, Record, RunRecord
 from reelwright.run import RunDirectory, finite
 from reelwright.types import UsageError
@@ -123,10 +123,13 @@ class Comparison:
 def _over_seeds(name: str, runs: Sequence[RunFacts]) -> dict[str, Any]:
     having = [run.measures[name] for run in runs if name in run.measures]
     values = [measured.value for measured in having]
-    over = interval_over_seeds(values, [measured.noise for measured in having])
-    if all(measured.share for measured in having) and over["low"] is not None and over["high"] is not None:
-        over |= {"low": max(0.0, over["low"]), "high": min(1.0, over["high"])}
+    over = interval_over_seeds(values, [measured.noise for measured in having], _bounds(having))
     return {**over, "n": len(values), "values": values}
+
+
+def _bounds(measured: Sequence[Measured]) -> tuple[float, float]:
+    """The widest bounds that any of these figures has."""
+    return min(one.bounds[0] for one in measured), max(one.bounds[1] for one in measured)
 
 
 def compare_runs(paths: Sequence[Path]) -> Comparison:
@@ -290,7 +293,8 @@ def _compare_levels(result: Comparison, factor: str, levels: Sequence[str], leve
     if obstacle:
         text = f"{factor}: not judged by {measure}, as {obstacle}."
         return {**row, "seeds": 0, "verdict": "unknown", "sentence": text}
-    effect = paired_effect(pairs, comparisons=len(levels) - 1)
+    bounds = _bounds([run.measures[measure] for run in result.runs if measure in run.measures])
+    effect = paired_effect(pairs, comparisons=len(levels) - 1, bounds=bounds)
     others = [name for name, known in result.design.factors.items() if name != factor and len(known) > 1]
     text = sentence(factor, level, reference, measure, effect, others)
     if missing:

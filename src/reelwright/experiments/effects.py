@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from reelwright.metrics.statistics import mean_interval, student_t_quantile
+from reelwright.metrics.statistics import UNBOUNDED, clipped, mean_interval, student_t_quantile
 
 FEW_SEEDS = 5
 ROUNDING = 1e-9  # relative: what float64 makes of equal differences
@@ -47,14 +47,16 @@ class Effect:
     verdict: Verdict
 
 
-def paired_effect(pairs: Sequence[Pair], comparisons: int = 1) -> Effect:
+def paired_effect(pairs: Sequence[Pair], comparisons: int = 1, bounds: tuple[float, float] = UNBOUNDED) -> Effect:
     """Mean of value - reference over seeds, with a t interval that holds for all `comparisons` at once at 95 %.
 
     The interval is mean -+ t s / sqrt(n) over the n seeds' mean differences (Student 1908), at confidence
     1 - 0.05 / comparisons (Bonferroni). It is never narrower than the normal interval that the measure's own noise
-    gives these pairs: seeds that agree by chance, as coarse scores do, are no proof. ValueError without pairs or with
-    one that is not finite.
+    gives these pairs: seeds that agree by chance, as coarse scores do, are no proof. `bounds` are those of the measure:
+    no difference of two such values is greater than they are apart. ValueError without pairs or with one that is not
+    finite.
     """
+    widest = bounds[1] - bounds[0]
     if not pairs or not all(math.isfinite(x) for pair in pairs for x in (pair.reference, pair.value, pair.noise)):
         raise ValueError("an effect needs at least one pair, and finite values in all of them")
     by_seed: dict[int, list[Pair]] = {}
@@ -65,14 +67,14 @@ def paired_effect(pairs: Sequence[Pair], comparisons: int = 1) -> Effect:
     confidence = 1 - 0.05 / comparisons
     floor = math.sqrt(sum(_noise_of_mean(group) ** 2 for group in by_seed.values())) / n
     if all(pair.value == pair.reference for pair in pairs):
-        reach = _reach(floor, confidence) if n > 1 or floor else None
+        reach = min(widest, _reach(floor, confidence)) if n > 1 or floor else None
         return Effect(0.0, None if reach is None else -reach, reach, None, n, len(pairs), confidence, "equal")
     if n == 1:
         return Effect(mean, None, None, None, n, len(pairs), confidence, "unknown")
     spread = float(np.std(differences, ddof=1))
     if spread <= ROUNDING * abs(mean) and floor == 0:  # the same number at every seed: nothing to judge by
         return Effect(mean, None, None, None, n, len(pairs), confidence, "unknown")
-    low, high = _interval(differences, floor, confidence)
+    low, high = _interval(differences, floor, confidence, (-widest, widest))
     standardised = mean / spread if spread else None
     verdict: Verdict = "larger" if low > 0 or high < 0 else "not larger"
     return Effect(mean, low, high, standardised, n, len(pairs), confidence, verdict)
@@ -82,11 +84,13 @@ def _noise_of_mean(group: Sequence[Pair]) -> float:
     return math.sqrt(sum(pair.noise**2 for pair in group)) / len(group)
 
 
-def _interval(values: Sequence[float], floor: float, confidence: float) -> tuple[float, float]:
-    """Student's t interval of the mean, no narrower than the normal one of standard error `floor`."""
+def _interval(
+    values: Sequence[float], floor: float, confidence: float, bounds: tuple[float, float]
+) -> tuple[float, float]:
+    """Student's t interval of the mean, no narrower than the normal one of standard error `floor`, within `bounds`."""
     low, high = mean_interval(values, confidence)
     reach, mean = _reach(floor, confidence), float(np.mean(values))
-    return min(low, mean - reach), max(high, mean + reach)
+    return clipped((min(low, mean - reach), max(high, mean + reach)), bounds)
 
 
 def _reach(standard_error: float, confidence: float) -> float:
@@ -146,10 +150,13 @@ def signed(value: float) -> str:
     return f"{value:+.3g}".replace("-", "\N{MINUS SIGN}")
 
 
-def interval_over_seeds(values: Sequence[float], noises: Sequence[float]) -> dict[str, float | None]:
-    """Mean and 95 % t interval of one arm's runs, no narrower than their own noise; no interval of one run."""
+def interval_over_seeds(
+    values: Sequence[float], noises: Sequence[float], bounds: tuple[float, float] = UNBOUNDED
+) -> dict[str, float | None]:
+    """Mean and 95 % t interval of one arm's runs, no narrower than their own noise, within `bounds`; no interval of
+    one run."""
     mean = float(np.mean(values))
     if len(values) == 1:
         return {"mean": mean, "low": None, "high": None}
-    low, high = _interval(values, math.hypot(*noises) / len(values), 0.95)
+    low, high = _interval(values, math.hypot(*noises) / len(values), 0.95, bounds)
     return {"mean": mean, "low": low, "high": high}

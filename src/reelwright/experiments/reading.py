@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reelwright.config import flatten
+from reelwright.metrics.statistics import UNBOUNDED, possible_range
 from reelwright.recipe import MAY_CHANGE
 from reelwright.run import RunDirectory, is_number, score_conditions, step_of
 from reelwright.training import checkpoint as checkpoints
@@ -32,7 +33,7 @@ class Measured:
 
     value: float
     noise: float = 0.0
-    share: bool = False  # so many of n: it cannot leave [0, 1]
+    bounds: tuple[float, float] = UNBOUNDED  # the least and the greatest value it can have
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _read_metrics(run: RunDirectory, facts: RunFacts) -> None:
     if lost:
         facts.problems.append(f"the held-out loss is not finite at step {', '.join(map(str, lost))}")
     if is_number(last.get("heldout_loss")):
-        facts.measures[HELD_OUT] = Measured(float(last["heldout_loss"]))
+        facts.measures[HELD_OUT] = Measured(float(last["heldout_loss"]), bounds=possible_range(HELD_OUT))
 
 
 def _read_scores(run: RunDirectory, facts: RunFacts) -> None:
@@ -145,15 +146,19 @@ def _read_scores(run: RunDirectory, facts: RunFacts) -> None:
         if "network" in unit and not is_number(row.get("low")):  # a distance between sets, which falls with their size
             unit["number of videos"] = count
         facts.units[name] = unit
-        facts.measures[name] = _measured(row["value"], row.get("low"), row.get("high"), row.get("n"))
+        facts.measures[name] = _measured(row)
 
 
-def _measured(value: float, low: Any, high: Any, n: Any) -> Measured:
+def _measured(row: Mapping[str, Any]) -> Measured:
     """A score with the standard error that its 95 % interval stands for."""
-    if not (is_number(low) and is_number(high)):
-        return Measured(float(value))
+    value, low, high, n = row["value"], row.get("low"), row.get("high"), row.get("n")
+    bounds = possible_range(str(row["metric"]))
+    if low is None or high is None or not (is_number(low) and is_number(high)):
+        return Measured(float(value), bounds=bounds)
     counted = is_number(n) and abs(value * n - round(value * n)) < 1e-6
-    return Measured(float(value), (high - low) / (2 * 1.96), share=counted and 0 <= low <= high <= 1)
+    if bounds == UNBOUNDED and counted and 0 <= low <= high <= 1:  # so many of n
+        bounds = (0.0, 1.0)
+    return Measured(float(value), (high - low) / (2 * 1.96), bounds)
 
 
 def _newest_samples(run: RunDirectory) -> list[Sample]:

@@ -61,7 +61,7 @@ def _generate(
     wanted = list(dict.fromkeys(prompts or known))[:MAX_PROMPTS]
     if not wanted:
         return [], ["no videos are shown: none of the runs has samples; name prompts with --prompt"]
-    compute = Compute.resolve("auto", "auto", offload=False)
+    compute = Compute.resolve("auto", "auto")
     sampling, made, notes = None, {}, []
     for number, (arm, run) in enumerate(chosen.items()):
         progress("making videos", number, len(chosen))

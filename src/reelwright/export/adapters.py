@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from reelwright.durable import sync
 from reelwright.loading import StoredModel, build_model, full_precision, local_recipe
 from reelwright.models.exported import METADATA_KEY, NETWORK_CONFIG, NETWORK_WEIGHTS, NETWORKS, RECIPE, Contents
 from reelwright.pretrained.base import FamilyConfig
-from reelwright.pretrained.lora_keys import comfyui_tensors, diffusers_tensors
+from reelwright.pretrained.lora_keys import comfyui_tensors, diffusers_tensors, kohya_tensors
 from reelwright.training.lora import LoraConfig, merge, updates_of
 from reelwright.types import UsageError, UserError
 
@@ -34,14 +35,34 @@ def check_lora(stored: StoredModel, form: str) -> LoraConfig:
     return config
 
 
-def write_lora(stored: StoredModel, path: Path, form: str) -> None:
-    """The adapters as one safetensors file, alpha folded in. UsageError where there are none, or no names for them."""
+def lora_files(stored: StoredModel, target: Path) -> dict[Path, str]:
+    """The files of a model's adapters, each with the network they are of; '' where there are no experts.
+
+    Readers of LoRAs know of one network, so that two make two files: lora-high.safetensors and lora-low.safetensors.
+    """
+    names: Mapping[str, str] = getattr(stored.recipe.model, "networks", {})
+    experts = {network: name for network, name in names.items() if name}
+    if len(experts) < 2:
+        return {target: next(iter(experts), "")}
+    return {target.with_stem(f"{target.stem}-{name}"): network for network, name in experts.items()}
+
+
+def write_lora(stored: StoredModel, path: Path, form: str, network: str = "") -> None:
+    """The adapters as one safetensors file, alpha folded in. UsageError where there are none, or no names for them.
+
+    Those of one `network` alone, where it is given, and as if there were no other: `WanPipeline.load_lora_weights`
+    wants the same names for either, and the word `load_into_transformer_2` for the second.
+    """
     config, model = check_lora(stored, form), stored.recipe.model
     updates = updates_of(stored.tensors["denoiser"], config)
+    if network:
+        own = f"{network}."
+        updates = {f"transformer.{n.removeprefix(own)}": u for n, u in updates.items() if n.startswith(own)}
     if not updates:
         raise UserError(f"{stored.sources['denoiser']}: holds no adapter; use another checkpoint")
-    if form == "comfyui":
-        tensors = comfyui_tensors(updates, model.type, _skeleton(stored, next(iter(updates)).partition(".")[0]))
+    if form != "lora":
+        named = comfyui_tensors if form == "comfyui" else kohya_tensors
+        tensors = named(updates, model.type, _skeleton(stored, next(iter(updates)).partition(".")[0]))
     else:
         tensors = diffusers_tensors(updates)
     if form == "lora":  # what trained beside the adapters and no base has: a projection of the text
@@ -50,6 +71,7 @@ def write_lora(stored: StoredModel, path: Path, form: str) -> None:
     facts = {
         "lora": form, "model": model.type, "base": getattr(model, "model", None), "base_sha256": origin.base_sha256,
         "weights_sha256": origin.weights_sha256, "step": origin.step, "rank": config.rank,
+        **({"expert": getattr(model, "networks")[network]} if network else {}),  # noqa: B009
     }  # fmt: skip
     path.touch()
     mode = path.stat().st_mode
@@ -85,6 +107,8 @@ def put_network_apart(stored: StoredModel, contents: Contents) -> None:
     network = next((name for name in NETWORKS if any(key.startswith(f"{name}.") for key in held)), None)
     if not isinstance(model, FamilyConfig) or model.model is None or network is None or stored.recipe.train.lora:
         return
+    if any(model.networks.values()):  # an expert: the other stays where it is, and so do the facts of both
+        return
     apart = {key.removeprefix(f"{network}."): held[key] for key in held if key.startswith(f"{network}.")}
     beside = {key: held[key] for key in held if not key.startswith(f"{network}.")}
     skeleton = local_recipe(stored.recipe, stored.folders).model.skeleton()  # pyright: ignore[reportAttributeAccessIssue]
@@ -107,15 +131,16 @@ def write_pipeline(stored: StoredModel, folder: Path) -> None:
     bundle = build_model(full_precision(stored)).bundle
     with torch.no_grad():
         merge(bundle.denoiser)
-    network: Any = getattr(bundle.denoiser, "transformer", None) or getattr(bundle.denoiser, "unet")  # noqa: B009
+    networks: dict[str, Any] = bundle.denoiser.by_folder()  # pyright: ignore[reportCallIssue]
     for file in sorted(source.rglob("*")):
         name = file.relative_to(source)
-        if name.parts[0] == model.subfolder or name.parts[0].startswith(".") or file.suffix in PICKLES:
+        if name.parts[0] in networks or name.parts[0].startswith(".") or file.suffix in PICKLES:
             continue
         if file.is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / name)
-    network.save_pretrained(folder / model.subfolder, safe_serialization=True)
+    for name, network in networks.items():
+        network.save_pretrained(folder / name, safe_serialization=True)
     (folder / RECIPE).write_text(to_yaml(stored.recipe.plain()), encoding="utf-8")
     for path in [*folder.rglob("*"), folder]:
         sync(path)

@@ -108,6 +108,7 @@ def write_card(stored: StoredModel, contents: Contents, described: Description) 
             "origin": stored.origin.plain(),
             "data": described.data.plain() if described.data else None,
             "scores": described.scores,
+            "index": INDEX,
         }
     )
 

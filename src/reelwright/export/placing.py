@@ -16,11 +16,12 @@ from reelwright.durable import sha256_of, sync
 from reelwright.models.exported import CARD, FILES, INDEX, METADATA_KEY, read_index
 from reelwright.types import UsageError, UserError
 
-SINGLE = ("safetensors", "lora", "comfyui")  # the formats that are one file
+SINGLE = ("safetensors", "lora", "comfyui", "kohya")  # the formats that are one file
 
 
-def check_target(target: Path, out: Path, form: str) -> None:
-    """UsageError where `out` does not fit the format, or holds anything that replacing it would lose."""
+def check_target(target: Path, out: Path, form: str, overwrite: bool) -> None:
+    """UsageError where `out` does not fit the format, or holds anything that replacing it would lose: an earlier export
+    too, unless that is to be replaced."""
     single = form in SINGLE
     if single != (target.suffix == ".safetensors"):
         rule = "one file: give OUT ending in .safetensors" if single else "a folder: give OUT without .safetensors"
@@ -30,6 +31,8 @@ def check_target(target: Path, out: Path, form: str) -> None:
     obstacle = _foreign_to_export(target, single)
     if obstacle:
         raise UsageError(f"{out}: {obstacle}; only an earlier export is replaced. Name another OUT, or move it away")
+    if not overwrite and (single or (target / INDEX).is_file()):
+        raise UsageError(f"{out}: an earlier export is there; name another OUT, or give --overwrite to replace it")
 
 
 def _foreign_to_export(target: Path, single: bool) -> str:

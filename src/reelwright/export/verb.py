@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from reelwright.config import to_yaml
-from reelwright.export.adapters import check_lora, is_pipeline, put_network_apart, write_lora, write_pipeline
+from reelwright.export.adapters import (
+    check_lora,
+    is_pipeline,
+    lora_files,
+    put_network_apart,
+    write_lora,
+    write_pipeline,
+)
 from reelwright.export.description import FINAL, Description, find_data, find_scores, notes_of, summarise, write_card
 from reelwright.export.placing import check_target, put_in_place, scratch_beside, writing_to
 from reelwright.loading import StoredModel, class_of, is_frozen, merged, open_model
@@ -27,11 +34,14 @@ from reelwright.models.exported import (
     write_directory,
     write_file,
 )
+from reelwright.models.text import FrozenText
 from reelwright.prepare import Prepared
+from reelwright.pretrained.svd import CLIPImage
 from reelwright.run import RunDirectory
 from reelwright.types import UsageError, UserError
 
-FORMATS = ("diffusers", "safetensors", "lora", "comfyui")
+LORA_FORMATS = ("lora", "comfyui", "kohya")  # adapters alone, in the naming of other programs
+FORMATS = ("diffusers", "safetensors", *LORA_FORMATS)
 ONE_SHARD = "1000GB"  # diffusers and transformers cut large weights into several files otherwise
 
 OnProgress = Callable[[str, int, int], None]
@@ -65,21 +75,26 @@ def export_model(
     checkpoint: str | None = None,
     raw: bool = False,
     on_progress: OnProgress = lambda *_: None,
+    overwrite: bool = False,
 ) -> Exported:
     """Write a run, one of its checkpoints, or an earlier export to `out` in one of FORMATS.
 
-    Frozen parts (CLIP, T5, AutoencoderKL) are copied in. An earlier export at `out` is replaced; UsageError where
-    anything else is there. UserError says how many bytes are needed and free where it cannot be written.
+    Frozen parts (CLIP, T5, AutoencoderKL) are copied in. With `overwrite` an earlier export at `out` is replaced;
+    UsageError where anything else is there. UserError says how many bytes are needed and free where it cannot be
+    written.
     """
     _check_format(model, form)
     target = out.expanduser().resolve()
-    if form not in ("lora", "comfyui"):
-        check_target(target, out, form)
+    if form not in LORA_FORMATS:
+        check_target(target, out, form, overwrite)
     with open_model(model, checkpoint, raw) as stored:
-        if form in ("lora", "comfyui"):
+        if form in LORA_FORMATS:
             check_lora(stored, form)  # first: another name would not help
-            check_target(target, out, form)
-        if form in ("lora", "comfyui") or (form == "diffusers" and is_pipeline(stored)):
+            places = lora_files(stored, target)
+            for place in places:
+                check_target(place, out.with_name(place.name), form, overwrite)
+            return _joined([_write_for_others(stored, at, form, on_progress, name) for at, name in places.items()])
+        if form == "diffusers" and is_pipeline(stored):
             return _write_for_others(stored, target, form, on_progress)
         described = Description(find_data(stored), find_scores(stored))
         return _write(merged(stored), target, form, described, copy_frozen=True, on_progress=on_progress)
@@ -99,7 +114,7 @@ def export_final(run: RunDirectory, prepared: Prepared) -> Path:
                     return target
         except UserError:  # none, or a damaged one
             pass
-        check_target(target, target, "diffusers")
+        check_target(target, target, "diffusers", overwrite=True)
         data = summarise(prepared) if prepared.data_sha256 == stored.origin.data_sha256 else None
         described = Description(data, find_scores(stored))
         _write(stored, target, "diffusers", described, copy_frozen=False, on_progress=lambda *_: None)
@@ -113,8 +128,18 @@ def _check_format(model: str, form: str) -> None:
         raise UsageError(f"'{model}' is a recipe: it has no trained weights to export; give a run directory")
 
 
-def _write_for_others(stored: StoredModel, target: Path, form: str, on_progress: OnProgress) -> Exported:
-    """A LoRA's file or a pipeline of diffusers: what programs other than this one read."""
+def _joined(parts: list[Exported]) -> Exported:
+    """Several files beside one another as one export, whose path is their folder."""
+    if len(parts) == 1:
+        return parts[0]
+    files = tuple(name for part in parts for name in part.files)
+    return replace(parts[0], path=parts[0].path.parent, num_bytes=sum(part.num_bytes for part in parts), files=files)
+
+
+def _write_for_others(
+    stored: StoredModel, target: Path, form: str, on_progress: OnProgress, network: str = ""
+) -> Exported:
+    """A LoRA's file (of one `network`, where experts have several) or a pipeline of diffusers: what others read."""
     temporary = target.with_name(f".writing-{target.name}")
     with scratch_beside(target, temporary):
         on_progress("exporting", 0, 2)
@@ -122,7 +147,7 @@ def _write_for_others(stored: StoredModel, target: Path, form: str, on_progress:
             if form == "diffusers":
                 write_pipeline(stored, temporary)
             else:
-                write_lora(stored, temporary, form)
+                write_lora(stored, temporary, form, network)
         on_progress("exporting", 1, 2)
         names, num_bytes = _finish(temporary, target)
         on_progress("exporting", 2, 2)
@@ -198,18 +223,24 @@ def _collect(stored: StoredModel, target: Path, scratch: Path, copy_frozen: bool
                 tensors[name] = read_tensors(file)
             elif name in FILES:
                 texts[name] = _without_place(_read(file))
-        if part == "text" and TOKENIZER not in texts:
+        if part == "text" and TOKENIZER not in texts and getattr(recipe.model, "pictures", None) is None:
             raise UserError(f"text.model = {recipe.plain()['text']['model']}: its tokenizer has no tokenizer.json")
     return Contents(texts, tensors)
 
 
 def _save_frozen(made: Any, part: str, folder: Path) -> None:
-    """A part made elsewhere, as its own library saves it."""
-    if part == "text":
-        made.encoder.save_pretrained(folder, max_shard_size=ONE_SHARD)
-        made.tokenizer.save_pretrained(folder)
-    else:
+    """A part made elsewhere, as its own library saves it. UsageError where that is more than one network."""
+    if part != "text":
         made.vae.save_pretrained(folder, safe_serialization=True, max_shard_size=ONE_SHARD)
+    elif isinstance(made, FrozenText | CLIPImage):
+        made.encoder.save_pretrained(folder, max_shard_size=ONE_SHARD)
+        if made.tokenizer is not None:
+            made.tokenizer.save_pretrained(folder)
+    else:
+        raise UsageError(
+            f"text.type = {made.config.type}: it is more than one network, which this format has no place for; "
+            "export the run with --format diffusers"
+        )
 
 
 def _read(file: Path) -> str:

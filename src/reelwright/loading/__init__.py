@@ -15,6 +15,7 @@ from reelwright.loading.built import (
     take_fits,
     with_loras,
 )
+from reelwright.loading.remembered import DeferredText
 from reelwright.loading.stored import (
     BASE,
     NEWEST,
@@ -29,6 +30,7 @@ from reelwright.loading.stored import (
 __all__ = [
     "BASE",
     "NEWEST",
+    "DeferredText",
     "LoadedModel",
     "StoredModel",
     "base_of",

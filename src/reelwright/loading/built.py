@@ -9,15 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from reelwright.bundle import adapt, build_bundle, fitted_path, write_fitted
 from reelwright.durable import sha256_of
+from reelwright.loading.remembered import remembered
 from reelwright.loading.stored import StoredModel, is_frozen, local_recipe, open_model
 from reelwright.models.exported import (
     INDEX,
     MAX_INDEX_BYTES,
+    METADATA_KEY,
     RECIPE,
     read_tensors,
 )
@@ -144,7 +147,7 @@ def beginning(bundle: Bundle, recipe: Recipe, fresh: bool) -> tuple[Bundle, list
                 _load_weights(module, tensors.get(part, {}), part, str(source))
             except UserError as error:
                 raise UsageError(f"train.start_from: {error}; model and text must be as they were there") from None
-    return adapt(bundle, recipe)
+    return adapt(bundle, recipe, lambda compute: remembered(recipe, "model", compute))
 
 
 def take_fits(recipe: Recipe) -> None:
@@ -152,14 +155,13 @@ def take_fits(recipe: Recipe) -> None:
     source = recipe.train.start_from
     if source is None:
         return
-    wanted = [part for part in ("codec", "text") if not fitted_path(recipe, part).exists()]
+    fitted = [part for part in ("codec", "text") if not is_frozen(recipe, part)]
+    wanted = [part for part in fitted if not fitted_path(recipe, part).exists()]
     if not wanted:
         return
     with open_model(str(source)) as stored:
         for part in wanted:
             theirs, ours = (getattr(r, part) for r in (stored.recipe, recipe))
-            if is_frozen(recipe, part):
-                continue
             if theirs != ours:
                 raise UsageError(f"train.start_from = {source}: its {part} is {theirs.plain()}, not {ours.plain()}")
             if part == "codec" and stored.tensors.get("codec"):
@@ -197,20 +199,54 @@ def with_loras(loaded: LoadedModel, wanted: Sequence[str]) -> LoadedModel:
     """The model with the LoRAs of files named 'FILE' or 'FILE:SCALE' beside its weights, all of them at once.
 
     The files may be ours, diffusers', ComfyUI's or kohya's; UserError with the counts where one is for another model.
+    For a model of experts 'FILE:EXPERT' and 'FILE:EXPERT:SCALE' say which of them; files of ours say it themselves.
     """
     added = list(loaded.loras)
     for text in wanted:
         path, scale = lora_and_scale(text)
+        path, network, expert = _adapted(path, loaded.bundle.denoiser)
         if not path.is_file():
             raise UsageError(f"--lora {text}: no such file; give a .safetensors file, or FILE:SCALE")
         tensors, denoiser = read_tensors(path), loaded.bundle.denoiser
         new = tuple(f"{name}." for name in getattr(denoiser, "lora_also_trains", ()))
         beside = {name: tensors.pop(name) for name in list(tensors) if name.startswith(new)} if new else {}
-        updates = read_updates(tensors, loaded.recipe.model.type, denoiser, str(path))
+        updates = read_updates(tensors, loaded.recipe.model.type, network, str(path))
         denoiser.load_state_dict({**denoiser.state_dict(), **beside})
-        add_updates(denoiser, updates, f"added_{len(added)}", scale)
-        added.append({"file": str(path), "scale": scale, "sha256": sha256_of(path), "layers": len(updates)})
+        add_updates(network, updates, f"added_{len(added)}", scale)
+        name = f"{path}:{expert}" if expert else str(path)
+        added.append({"file": name, "scale": scale, "sha256": sha256_of(path), "layers": len(updates)})
     return replace(loaded, loras=tuple(added))
+
+
+def _adapted(path: Path, denoiser: nn.Module) -> tuple[Path, nn.Module, str]:
+    """A LoRA's file without its 'EXPERT', the network it is for, and the expert's name, '' where there are none.
+
+    UsageError where a model has experts and neither the word nor the file says which of them is meant.
+    """
+    experts: dict[str, nn.Module] = getattr(denoiser, "experts", {})
+    stem, _, expert = str(path).rpartition(":")
+    if expert in experts:
+        path = Path(stem)
+    elif experts and path.is_file():
+        expert = _expert_of(path)
+    if not experts or not path.is_file():
+        return path, denoiser, ""
+    if expert not in experts:
+        raise UsageError(
+            f"--lora {path}: this model is made of experts, and the file does not say for which it is: give "
+            f"{' or '.join(f'{path}:{name}' for name in experts)}, or both"
+        )
+    return path, nn.ModuleDict({"transformer": experts[expert]}), expert
+
+
+def _expert_of(path: Path) -> str:
+    """The expert that a file of ours is for; '' where it names none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return ""
+    return str(facts.get("expert", "")) if isinstance(facts, dict) else ""
 
 
 def lora_and_scale(text: str) -> tuple[Path, float]:

@@ -15,6 +15,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from reelwright.config import Config
+from reelwright.models.decoding import Decoding, at_once, is_large, tiling
 from reelwright.models.foreign import Frozen, Precision, content_hash, freeze, load_foreign
 from reelwright.randomness import keyed_generator
 from reelwright.types import Compression, Posterior, Size, UserError
@@ -31,7 +32,8 @@ class BlockCodecConfig(Config):
 
     block: Block = (4, 16, 16)  # frames, height, width that one latent position covers
     whiten: float = Field(default=0.5, ge=0, le=1)  # coefficients are divided by deviation ** whiten
-    fit_blocks: PositiveInt = 65536  # at most so many blocks are used by `fit`
+    fit_clips: PositiveInt = 1024  # at most so many clips, evenly taken from the training split, are fitted on
+    fit_blocks: PositiveInt = 65536  # at most so many blocks of them are used by `fit`
 
     @property
     def block_numbers(self) -> int:
@@ -91,6 +93,7 @@ class BlockCodec(nn.Module):
     """
 
     needs_fit = True
+    frames_apart = True  # every latent frame is decoded by itself
 
     def __init__(self, config: BlockCodecConfig) -> None:
         super().__init__()
@@ -281,8 +284,10 @@ class AutoencoderKLConfig(Config):
     type: Literal["autoencoder_kl"] = "autoencoder_kl"
     model: str  # a diffusers directory or a hub id
     subfolder: str = ""  # "vae" inside a whole pipeline
-    dtype: Precision = "float32"  # precision of encoding; decoding is always float32
-    frames_per_chunk: PositiveInt = 8  # frames in memory at a time
+    dtype: Precision = "float32"  # precision of encoding
+    decode_dtype: Precision = "float32"  # of decoding; what overflows in less is decoded again in float32
+    tiling: bool | Literal["auto"] = "auto"  # overlapping tiles: less memory, faint seams; auto: to decode large ones
+    frames_per_chunk: PositiveInt = 8  # frames in memory at a time, fewer where they are large
 
     def build(self) -> AutoencoderKLCodec:
         """UserError where the weights are missing, pickles or pointers."""
@@ -294,6 +299,7 @@ class AutoencoderKLCodec(Frozen):
 
     needs_fit = False
     fitted = True
+    frames_apart = True
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
@@ -312,6 +318,7 @@ class AutoencoderKLCodec(Frozen):
         self.compression = Compression(1, factor, factor)
         self.scale = float(self.vae.config.scaling_factor)
         self.shift = float(self.vae.config.shift_factor or 0.0)
+        self._decoding = Decoding(config.decode_dtype)
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Posterior:
@@ -319,8 +326,9 @@ class AutoencoderKLCodec(Frozen):
         self.compression.latent_size(Size(*video.shape[2:]))
         dtype = getattr(torch, self.config.dtype)
         means, logvars = [], []
-        for frames in self._chunks(video):  # n 3 h w
-            with torch.autocast(video.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        for frames in self._chunks(video, 1):  # n 3 h w
+            tiled = tiling(self.vae, self.config.tiling is True)
+            with tiled, torch.autocast(video.device.type, dtype=dtype, enabled=dtype != torch.float32):
                 posterior = self.vae.encode(frames).latent_dist
             means.append((posterior.mean.float() - self.shift) * self.scale)
             logvars.append(posterior.logvar.float() + 2 * math.log(self.scale))
@@ -330,17 +338,26 @@ class AutoencoderKLCodec(Frozen):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """`b channels f h' w'` -> `b 3 f h w`, clamped to [-1, 1]."""
-        with torch.autocast(latents.device.type, enabled=False):
-            frames = [self.vae.decode(z / self.scale + self.shift).sample for z in self._chunks(latents)]
+        area = self.compression.height * self.compression.width
+        wanted = self.config.tiling
+        with tiling(self.vae, is_large(area * latents.shape[3] * latents.shape[4]) if wanted == "auto" else wanted):
+            frames = [
+                self._decoding(lambda z: self.vae.decode(z).sample, z / self.scale + self.shift)
+                for z in self._chunks(latents, area)
+            ]
         return unfold_frames(torch.cat(frames), latents.shape[0]).clamp(-1, 1)
 
     def fingerprint(self) -> str:
         """sha256 over what latents depend on: weights, factors and the precision of encoding; not the path."""
         settings = {"type": self.config.type, "dtype": self.config.dtype, "scale": self.scale, "shift": self.shift}
+        if self.config.tiling is True:
+            settings["tiling"] = True
         return content_hash(settings, self.state_dict())
 
-    def _chunks(self, video: Tensor) -> Iterable[Tensor]:
-        return video.float().transpose(1, 2).flatten(0, 1).split(self.config.frames_per_chunk)  # n c h w each
+    def _chunks(self, video: Tensor, area: int) -> Iterable[Tensor]:
+        """Frames `n c h w` a few at a time; `area` is how many pixels each place stands for."""
+        count = min(self.config.frames_per_chunk, at_once(area * video.shape[3] * video.shape[4]))
+        return video.float().transpose(1, 2).flatten(0, 1).split(count)
 
 
 def unfold_frames(frames: Tensor, batch: int) -> Tensor:

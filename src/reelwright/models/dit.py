@@ -13,6 +13,7 @@ from reelwright.config import Config
 from reelwright.models.layers import (
     MLP,
     AttentionName,
+    Checkpointing,
     CrossAttention,
     Rope,
     SelfAttention,
@@ -24,6 +25,8 @@ from reelwright.models.layers import (
     modulated_norm,
     needed_mask,
     patchify,
+    recomputed,
+    rope_frequencies,
     rope_table,
     run_block,
     unpatchify,
@@ -33,8 +36,11 @@ from reelwright.types import Size, Text, nearest_multiples
 
 OCTAVES = 6  # finest absolute position: 1/64 of a side; nearer neighbours are told apart by RoPE
 
-PRESETS: dict[str, dict[str, int]] = {  # Peebles & Xie 2023, table 1
+SLOWEST = 10_000.0  # places in which the slowest sine turns by a radian; the fastest does so in one
+
+PRESETS: dict[str, dict[str, int]] = {  # Peebles & Xie 2023, table 1; M, narrow and deep for long clips, is not theirs
     "S": {"width": 384, "depth": 12, "heads": 6},
+    "M": {"width": 512, "depth": 24, "heads": 8},
     "B": {"width": 768, "depth": 12, "heads": 12},
     "L": {"width": 1024, "depth": 24, "heads": 16},
     "XL": {"width": 1152, "depth": 28, "heads": 16},
@@ -45,16 +51,17 @@ class DiTConfig(Config):
     """`size` is a shorthand for width, depth and heads; a value given beside it must agree with it."""
 
     type: Literal["dit"] = "dit"
-    size: Literal["S", "B", "L", "XL"] | None = None
+    size: Literal["S", "M", "B", "L", "XL"] | None = None
     width: PositiveInt = 256
     depth: PositiveInt = 8
     heads: PositiveInt = 4
     patch: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 1, 1)  # latents a token covers: frames, height, width
     mlp_ratio: float = Field(default=4.0, gt=0)
+    positions: Literal["rope", "sinusoidal"] = "rope"  # turned within attention, or sines added to the tokens
     layout: Literal["full", "factorised"] = "full"  # factorised: spatial and temporal blocks take turns
     text_tokens: Literal["cross", "joint"] = "cross"  # cross-attention, or text among the visual tokens
     attention: AttentionName = "auto"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Checkpointing = False
 
     @model_validator(mode="before")
     @classmethod
@@ -72,7 +79,7 @@ class DiTConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> DiTConfig:
         head_dim, rest = divmod(self.width, self.heads)
-        if rest or head_dim % 2 or head_dim < 6:
+        if rest or (self.positions == "rope" and (head_dim % 2 or head_dim < 6)):
             raise ValueError(
                 f"width = {self.width} over heads = {self.heads}: the head dimension must be a whole even number of at "
                 f"least 6 (RoPE turns pairs on three axes); use for example width = "
@@ -108,7 +115,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         modulation: Tensor,
-        rope: Rope,
+        rope: Rope | None,
         text_kv: Tensor | None,
         mask: Tensor | None,
         frames: int,
@@ -118,10 +125,10 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation[:, :, None].unbind(1)  # b 1 d each
         own_mask = mask if self.cross_attention is None else None  # b n
         attended = self.self_attention(modulated_norm(x, shift1, scale1), rope, own_mask, frames, across)
-        x = x + gate1 * attended  # b n d
+        x = torch.addcmul(x, gate1, attended)  # b n d
         if self.cross_attention is not None and text_kv is not None:
             x = x + self.cross_attention(F.layer_norm(x, (x.shape[-1],), eps=1e-6), text_kv, mask)  # b n d
-        return x + gate2 * self.mlp(modulated_norm(x, shift2, scale2))  # b n d
+        return torch.addcmul(x, gate2, self.mlp(modulated_norm(x, shift2, scale2)))  # b n d
 
 
 class DiT(nn.Module):
@@ -132,6 +139,7 @@ class DiT(nn.Module):
     """
 
     lora_targets = ("qkv", "out", "q", "up", "down", "text_kv")
+    within: tuple[int, int] | None = None  # first frame of x_t and their number, where x_t is part of a longer video
 
     def __init__(self, config: DiTConfig, channels: int, text_width: int) -> None:
         super().__init__()
@@ -140,7 +148,7 @@ class DiT(nn.Module):
         width, depth, cross = config.width, config.depth, config.text_tokens == "cross"
         patch_numbers = channels * config.patch[0] * config.patch[1] * config.patch[2]
         self.patch_in = nn.Linear(patch_numbers, width)
-        self.position_in = nn.Linear(6 * OCTAVES, width, bias=False)
+        self.position_in = nn.Linear(6 * OCTAVES, width, bias=False) if config.positions == "rope" else None
         self.time_in = TimestepEmbedding(width)
         self.text_norm = nn.LayerNorm(text_width)
         self.text_in = nn.Linear(text_width, width)
@@ -170,7 +178,12 @@ class DiT(nn.Module):
         mask = needed_mask(cond.mask)  # b l, or None where every token is real
 
         x = self.patch_in(patchify(x_t, self.config.patch))  # b n d
-        x = x + self.position_in(coordinate_features(grid, OCTAVES, x.device).to(x_t.dtype))  # b n d
+        if self.position_in is not None:
+            patch = self.config.patch[0]
+            part = None if self.within is None else (self.within[0] / patch, self.within[1] / patch)
+            x = x + self.position_in(coordinate_features(grid, OCTAVES, x.device, part).to(x_t.dtype))  # b n d
+        else:
+            x = x + sinusoids(grid, width, x.device).to(x_t.dtype)  # b n d
         text = self.text_in(self.text_norm(cond.values.to(x_t.dtype)))  # b l d
         context = self.time_in(t) + self.pooled_in(masked_mean(text, mask))  # b d
         modulation = self.modulation(F.silu(context)).view(b, 6 * depth + 2, width)  # b 6*depth+2 d
@@ -182,26 +195,41 @@ class DiT(nn.Module):
         layouts = self._layouts(grid, x.device)
         if self.config.text_tokens == "joint":
             x, mask = join_text(text, x, mask)  # b l+n d, b l+n
-            layouts = [(pad_rope(rope, text.shape[1]), frames, across) for rope, frames, across in layouts]
+            layouts = [(rope and pad_rope(rope, text.shape[1]), frames, across) for rope, frames, across in layouts]
 
         for index, block in enumerate(self.blocks):
             rope, frames, across = layouts[index % len(layouts)]
             arguments = (x, modulations[index], rope, text_kv[index], mask, frames, across)
-            x = run_block(block, self.config.gradient_checkpointing, *arguments)  # b n d
+            x = run_block(block, recomputed(self.config.gradient_checkpointing, index), *arguments)  # b n d
         x = x[:, x.shape[1] - grid[0] * grid[1] * grid[2] :]  # b n d: without the joint text tokens
         shift, scale = last[:, :, None].unbind(1)  # b 1 d
         x = self.head(modulated_norm(x, shift, scale))  # b n c*pf*ph*pw
         return unpatchify(x, self.config.patch, grid).to(x_t.dtype)  # b c f h w
 
-    def _layouts(self, grid: tuple[int, int, int], device: torch.device) -> list[tuple[Rope, int, bool]]:
+    def _layouts(self, grid: tuple[int, int, int], device: torch.device) -> list[tuple[Rope | None, int, bool]]:
         """How the blocks attend, in turn: the RoPE table of one group, the number of frames, within or across them."""
         frames, height, width = grid
         head_dim = self.config.width // self.config.heads
+        if self.config.positions == "sinusoidal":
+            full = self.config.layout == "full"
+            return [(None, 1, False)] if full else [(None, frames, False), (None, frames, True)]
         if self.config.layout == "full":
             return [(rope_table(grid, head_dim, device), 1, False)]
         spatial = rope_table((1, height, width), head_dim, device)
         temporal = rope_table((frames, 1, 1), head_dim, device)
         return [(spatial, frames, False), (temporal, frames, True)]
+
+
+def sinusoids(grid: tuple[int, int, int], width: int, device: torch.device) -> Tensor:
+    """`n d`: sines and cosines of each patch's place in time, height and width, a third of the width for each.
+
+    Vaswani et al. 2017 (arXiv 1706.03762), section 3.5, for a line of words. What the thirds leave is zero.
+    """
+    frequencies = rope_frequencies(width // 6, SLOWEST)
+    places = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid), indexing="ij")
+    angles = torch.cat([place.reshape(-1, 1) * frequencies for place in places], dim=1)  # n 3*d/6
+    table = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return F.pad(table, (0, width - table.shape[1])).to(device)
 
 
 def join_text(text: Tensor, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

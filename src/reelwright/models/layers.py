@@ -12,18 +12,21 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from reelwright.types import Text
 
 AttentionName = Literal["auto", "sdpa", "flash", "xformers"]
+Checkpointing = bool | PositiveInt  # of activations: true every block, n every n-th one
 Layer = TypeVar("Layer", nn.Linear, nn.Conv3d)
 Rope = tuple[Tensor, Tensor]  # cosine and signed sine, each `n e`
 
 TIME_SCALE = 1000.0  # continuous t in [0, 1] is embedded on the range of DDPM's steps, which the sinusoids resolve
 TIME_FREQUENCIES = 256
 MAX_PRODUCT_SCORES = 2**27  # scores of one layer that may stand in memory (256 MiB in bf16); sdpa keeps none
+FEW_KEYS = 80  # up to here a softmax down the columns is the faster one, up to three times
 ROPE_THETA = 100.0  # grids are tens of positions a side; Heo et al. 2024 (RoPE for vision transformers), section 3
 
 
@@ -35,13 +38,20 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tens
 
 
 def product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Two batched products around a softmax: in bf16 on a CPU 1.5 to 6 times as fast as sdpa with its backward."""
+    """Two batched products around a softmax: in bf16 on a CPU 1.5 to 6 times as fast as sdpa with its backward.
+
+    The scores of few keys stand keys first: torch is slow at the softmax of many short rows, not of short columns.
+    """
     b, heads, n, e = q.shape
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)  # b*heads n e, b*heads m e twice
-    scores = torch.baddbmm(q.new_zeros(1), q, k.transpose(1, 2), beta=0, alpha=e**-0.5)  # b*heads n m
+    keys_first = k.shape[1] <= FEW_KEYS
+    rows, columns = (k, q) if keys_first else (q, k)
+    scores = torch.baddbmm(q.new_zeros(1), rows, columns.transpose(1, 2), beta=0, alpha=e**-0.5)  # b*heads n m or m n
     if mask is not None:
-        scores = scores.view(b, heads, n, -1).masked_fill(~mask[:, None, None, :], -math.inf).flatten(0, 1)
-    return torch.bmm(scores.softmax(dim=-1), v).view(b, heads, n, e)
+        padding = ~(mask[:, None, :, None] if keys_first else mask[:, None, None, :])  # b 1 m 1 or b 1 1 m
+        scores = scores.unflatten(0, (b, heads)).masked_fill(padding, -math.inf).flatten(0, 1)
+    weights = scores.softmax(dim=1).transpose(1, 2) if keys_first else scores.softmax(dim=2)  # b*heads n m
+    return torch.bmm(weights, v).view(b, heads, n, e)
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -131,13 +141,22 @@ def apply_rope(x: Tensor, rope: Rope) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
-def coordinate_features(extents: tuple[int, int, int], octaves: int, device: torch.device | str) -> Tensor:
+def coordinate_features(
+    extents: tuple[int, int, int], octaves: int, device: torch.device | str, part: tuple[float, float] | None = None
+) -> Tensor:
     """`n 6*octaves`: sines and cosines of where each position lies within the whole grid, from 0 to 1 an axis.
 
     RoPE tells only how far apart two tokens are. In pure noise all tokens are alike, so without this no token could
     know where in the frame it stands. Relative to the grid, hence any size.
+
+    `part` is the first row of frames and their number, where the grid is part of a longer one: its times are then those
+    of a grid of its own length, spread over all of the longer one.
     """
     axes = [(torch.arange(n, dtype=torch.float32) + 0.5) / n for n in extents]
+    if part is not None:
+        start, count = part
+        stretch = (extents[0] - 1) / max(1.0, count - 1)
+        axes[0] = ((torch.arange(extents[0], dtype=torch.float32) + start) * stretch + 0.5) / extents[0]
     grids = torch.meshgrid(*axes, indexing="ij")
     turns = math.pi * 2.0 ** torch.arange(octaves, dtype=torch.float32)
     angles = torch.cat([grid.reshape(-1, 1) * turns for grid in grids], dim=1)  # n 3*octaves
@@ -222,9 +241,30 @@ class MLP(nn.Module):
         return self.down(F.gelu(self.up(x)))  # b n d
 
 
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention and MLP (Vaswani et al. 2017; Xiong et al. 2020)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = MLP(width, 4 * width)
+
+    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None = None) -> Tensor:
+        """x `b n d`, rope of the n tokens, mask `b n` True where real."""
+        x = x + self.attention(self.attention_norm(x), rope, mask)  # b n d
+        return x + self.mlp(self.mlp_norm(x))  # b n d
+
+
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """LayerNorm without weights, then (1 + scale) x + shift (Peebles & Xie 2023, DiT). x `b n d`, rest `b 1 d`."""
-    return F.layer_norm(x, (x.shape[-1],), eps=1e-6) * (1 + scale) + shift
+    return torch.addcmul(shift, F.layer_norm(x, (x.shape[-1],), eps=1e-6), 1 + scale)
+
+
+def recomputed(checkpointing: Checkpointing, index: int) -> bool:
+    """Whether block number `index` keeps no activations: of every n blocks the first (Chen et al. 2016, 1604.06174)."""
+    return bool(checkpointing) and index % int(checkpointing) == 0
 
 
 def run_block(block: nn.Module, checkpointing: bool, *arguments: Any) -> Tensor:

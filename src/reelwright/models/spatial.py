@@ -17,6 +17,7 @@ from reelwright.config import Config
 from reelwright.models.layers import (
     MLP,
     AttentionName,
+    Checkpointing,
     CrossAttention,
     Rope,
     SelfAttention,
@@ -25,6 +26,7 @@ from reelwright.models.layers import (
     check_inputs,
     needed_mask,
     patchify,
+    recomputed,
     rope_table,
     run_block,
     unpatchify,
@@ -44,7 +46,7 @@ class VideoTransformerConfig(Config):
     positions: tuple[PositiveInt, PositiveInt] = (32, 32)  # latents; other heights and widths interpolate the table
     temporal: bool = False  # each place attends over the frames too; without it frames know nothing of one another
     attention: AttentionName = "auto"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Checkpointing = False
 
     @model_validator(mode="after")
     def _check(self) -> VideoTransformerConfig:
@@ -108,6 +110,11 @@ class VideoTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.head = zero_init(nn.Linear(config.width, channels))
 
+    @property
+    def mixes_frames(self) -> bool:
+        """Whether what a frame becomes depends on the others: if not, parts of a video may be made by themselves."""
+        return self.config.temporal
+
     def check_size(self, latent: Size) -> Size:
         """Every size fits: the grid of tokens is that of the latents."""
         return latent
@@ -122,8 +129,9 @@ class VideoTransformer(nn.Module):
         x = x + positions.repeat(frames, 1) + self.time_in(t).to(x.dtype)[:, None]  # b f*n d
         text = self.text_in(cond.values.to(x_t.dtype))  # b l d
         times = rope_table((frames,), self.config.width // self.config.heads, x.device)
-        for block in self.blocks:
-            x = run_block(block, self.config.gradient_checkpointing, x, text, mask, frames, times)  # b f*n d
+        for index, block in enumerate(self.blocks):
+            again = recomputed(self.config.gradient_checkpointing, index)
+            x = run_block(block, again, x, text, mask, frames, times)  # b f*n d
         x = self.head(self.norm(x))  # b f*n c
         return unpatchify(x, (1, 1, 1), (frames, height, width)).to(x_t.dtype)  # b c f h w
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from reelwright.config import Config
 from reelwright.models.foreign import Frozen, Precision, content_hash, freeze, load_foreign
-from reelwright.models.layers import MLP, Rope, SelfAttention, rope_table
+from reelwright.models.layers import TransformerBlock, rope_table
 from reelwright.types import Text, UserError
 
 PAD, BEGIN, SPECIAL_TOKENS = 0, 1, 2  # ids below SPECIAL_TOKENS never come from a caption's own characters
@@ -58,7 +58,7 @@ class NativeText(nn.Module):
         self.width, self.length = config.width, config.length
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         nn.init.normal_(self.embedding.weight, std=0.5)
-        self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(TransformerBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self._tokenizer: Any = None
 
@@ -135,21 +135,6 @@ class NativeText(nn.Module):
         if self._tokenizer is None:
             raise ValueError("the native text encoder has no tokenizer yet: call fit(captions) or load_tokenizer(json)")
         return self._tokenizer
-
-
-class TextBlock(nn.Module):
-    """Pre-norm self-attention and MLP."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads)
-        self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = MLP(width, 4 * width)
-
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, mask)  # b l d
-        return x + self.mlp(self.mlp_norm(x))  # b l d
 
 
 def well_formed(caption: str) -> str:

@@ -8,6 +8,7 @@ encoder put it into the tokens.
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Literal
 
 import torch
@@ -16,7 +17,16 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from reelwright.config import Config
-from reelwright.models.layers import TimestepEmbedding, check_inputs, masked_mean, needed_mask, run_block, zero_init
+from reelwright.models.layers import (
+    Checkpointing,
+    TimestepEmbedding,
+    check_inputs,
+    masked_mean,
+    needed_mask,
+    recomputed,
+    run_block,
+    zero_init,
+)
 from reelwright.types import Size, Text, nearest_multiples
 
 
@@ -28,7 +38,7 @@ class UNet3DConfig(Config):
     multipliers: tuple[PositiveInt, ...] = Field(default=(1, 2, 4), min_length=1)
     blocks: PositiveInt = 2  # residual blocks a level and direction
     groups: PositiveInt = 32  # of the group norms
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Checkpointing = False
 
     @model_validator(mode="after")
     def _check(self) -> UNet3DConfig:
@@ -126,20 +136,20 @@ class UNet3D(nn.Module):
         pooled = masked_mean(text, needed_mask(cond.mask))  # b d
         condition = F.silu(self.time_in(t).to(x_t.dtype) + pooled)  # b d
 
-        keep_none = self.config.gradient_checkpointing
+        again = (recomputed(self.config.gradient_checkpointing, index) for index in count())  # of each block in turn
         x = self.latent_in(x_t)  # b c0 f h w
         skips: list[Tensor] = []
         for level, row in enumerate(self.down):
             for block in row:  # pyright: ignore[reportGeneralTypeIssues]
-                x = run_block(block, keep_none, x, condition)
+                x = run_block(block, next(again), x, condition)
                 skips.append(x)
             if level < len(self.shrink):
                 x = self.shrink[level](x)  # b c f h/2 w/2
         for block in self.middle:
-            x = run_block(block, keep_none, x, condition)
+            x = run_block(block, next(again), x, condition)
         for level, row in enumerate(self.up):
             for block in row:  # pyright: ignore[reportGeneralTypeIssues]
-                x = run_block(block, keep_none, torch.cat([x, skips.pop()], dim=1), condition)
+                x = run_block(block, next(again), torch.cat([x, skips.pop()], dim=1), condition)
             if level < len(self.grow):
                 x = self.grow[level](F.interpolate(x, scale_factor=(1.0, 2.0, 2.0)))  # b c f 2h 2w
         return self.head(F.silu(self.norm(x))).to(x_t.dtype)  # b c f h w

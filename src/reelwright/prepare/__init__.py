@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from reelwright.prepare.engine import Engine
-from reelwright.prepare.reading import EMPTY, Prepared, manifest_key, open_prepared
+from reelwright.prepare.reading import EMPTY, Prepared, is_prepared, manifest_key, open_prepared
 from reelwright.prepare.summary import Summary
 from reelwright.prepare.verb import prepare
 
-__all__ = ["EMPTY", "Engine", "Prepared", "Summary", "manifest_key", "open_prepared", "prepare"]
+__all__ = ["EMPTY", "Engine", "Prepared", "Summary", "is_prepared", "manifest_key", "open_prepared", "prepare"]

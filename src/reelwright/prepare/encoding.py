@@ -14,6 +14,7 @@ from reelwright.data.fingerprints import text_key
 from reelwright.data.sources import Dropped
 from reelwright.data.windows import Piece
 from reelwright.models.codec import pixels_to_video
+from reelwright.prepare.pictures import Pictures
 
 STORED_AT_ONCE = 16  # latents that share a file and a wait for the disk
 TEXTS_AT_ONCE = 64  # the same of captions
@@ -29,13 +30,15 @@ def encode_pieces(
     dtype: str,
     device: torch.device,
     on_stored: Callable[[int], None] = lambda _: None,
+    pictures: Pictures | None = None,
 ) -> list[Dropped]:
     """Encode (piece, uint8 `f h w c`) and store each under its key; the clips whose latents are NaN, each once.
 
     One window at a time: a latent is then a function of its window alone, the same bytes whichever process encodes
     it beside whatever else. Batching would gain little: a codec's products are large enough with one clip's frames,
     and decoding is what takes the time. `on_stored(n)` is called when n more windows are dealt with; those that have
-    a latent have it on disk by then. The codec stays on `device`.
+    a latent have it on disk by then. With `pictures` a window's item holds its first frame too. The codec stays on
+    `device`.
     """
     codec.to(device)
     dropped: dict[str, Dropped] = {}
@@ -43,6 +46,8 @@ def encode_pieces(
         items = {}
         for piece, pixels in batch:
             item = encode_window(codec, pixels, dtype, device)
+            if pictures is not None:
+                item |= pictures.encode(piece.key, pixels, DTYPES[dtype], device)
             if all(is_finite(tensor) for tensor in item.values()):
                 items[piece.key] = item
             else:

@@ -12,44 +12,54 @@ from torch import Tensor
 from reelwright.bundle import build_codec, build_text, fitted_path, write_fitted
 from reelwright.data.inspection import Inspection
 from reelwright.data.windows import Piece, WindowReader
+from reelwright.loading import DeferredText, is_frozen
+from reelwright.models.autoencoder import Autoencoder
 from reelwright.models.codec import pixels_to_video
 from reelwright.prepare.encoding import Progress
 from reelwright.prepare.pieces import pieces_of
 from reelwright.recipe import Recipe
-
-FIT_CLIPS = 1024  # windows a codec is fitted on at most, evenly taken from the training split
+from reelwright.training.devices import has_fast_bf16, resolve_device
 
 
 def fitted_codec(recipe: Recipe) -> Any | None:
     """The codec as fitted before; None where it still has to be."""
-    if recipe.codec.build().needs_fit and not fitted_path(recipe, "codec").exists():
-        return None
-    return build_codec(recipe)
+    codec: Any = recipe.codec.build()
+    if not codec.needs_fit:
+        return codec
+    return build_codec(recipe) if fitted_path(recipe, "codec").exists() else None
 
 
 def fitted_text(recipe: Recipe) -> Any | None:
     """The text encoder with the tokenizer fitted before; None where it still has to be."""
-    if recipe.text.type == "native" and not fitted_path(recipe, "text").exists():
-        return None
-    return build_text(recipe)
+    if is_frozen(recipe, "text"):
+        return DeferredText(recipe)
+    return build_text(recipe) if fitted_path(recipe, "text").exists() else None
 
 
 def fit_codec(recipe: Recipe, inspection: Inspection, frames: WindowReader, progress: Progress) -> Any:
     """Fit on plain training windows only: the held-out clips stay unseen."""
     codec: Any = recipe.codec.build()
     training = [sample for sample in inspection.samples if sample.split == "train"] or list(inspection.samples)
-    chosen = [pieces_of(inspection, s, recipe.data, "")[0] for s in training[:: -(-len(training) // FIT_CLIPS)]]
+    stride = -(-len(training) // codec.config.fit_clips)
+    chosen = [pieces_of(inspection, s, recipe.data, "")[0] for s in training[::stride]]
+    videos = _Videos(frames, chosen, lambda done: progress("fitting the codec", done, len(chosen)))
 
-    codec.fit(_Videos(frames, chosen, lambda done: progress("fitting the codec", done, len(chosen))))
+    if isinstance(codec, Autoencoder):
+        device = resolve_device(recipe.train.device)
+        dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
+        codec.to(device).fit(videos, lambda done, total: progress("training the codec", done, total), dtype)
+        codec.to("cpu")
+    else:
+        codec.fit(videos)
     write_fitted(recipe, "codec", save(codec.state_dict()))
     return codec
 
 
 def fit_text(recipe: Recipe, inspection: Inspection) -> Any:
     """A tokenizer of the training clips' captions; a frozen encoder as it is."""
+    if is_frozen(recipe, "text"):
+        return DeferredText(recipe)
     text: Any = recipe.text.build()
-    if not text.trainable:
-        return text
     text.fit(caption for sample in inspection.samples if sample.split == "train" for caption in sample.clip.captions)
     write_fitted(recipe, "text", text.tokenizer_json().encode())
     return text

@@ -32,6 +32,7 @@ from reelwright.data.sandbox import Decoders, default_workers
 from reelwright.data.sources import Dropped
 from reelwright.data.windows import Piece, WindowReader
 from reelwright.prepare.encoding import STORED_AT_ONCE, Progress, encode_pieces
+from reelwright.prepare.pictures import pictures_of
 from reelwright.prepare.ray_session import connected
 from reelwright.recipe import Recipe
 from reelwright.training.devices import resolve_device
@@ -167,11 +168,12 @@ class _Encode:
             if codec.fingerprint() != self._told.codec_fingerprint:
                 node = os.uname().nodename
                 raise UserError(f"codec: machine {node} of the Ray cluster has other weights than this one")
-            self._codec = codec
+            self._codec, self._pictures = codec, pictures_of(recipe, codec)
         rows = list(zip(block["piece"], block["frames"], block["reason"], strict=True))
         windows = ((piece, frames) for piece, frames, reason in rows if not reason)
         device = resolve_device(self._device)
-        lost = encode_pieces(self._codec, self._cache, windows, recipe.data.cache_dtype, device)
+        dtype = recipe.data.cache_dtype
+        lost = encode_pieces(self._codec, self._cache, windows, dtype, device, pictures=self._pictures)
         reasons = {item.id: item.reason for item in lost}
         return {
             "place": block["place"],

@@ -24,6 +24,7 @@ class Summary:
     encoded: int = 0
     texts: int = 0
     fitted: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)  # what --verify found in the cache and took out
 
     def to_json(self) -> dict[str, Any]:
         latents = {key for sample in self.manifest.samples for key in sample.latent_keys}
@@ -34,6 +35,7 @@ class Summary:
             "reused": len(latents) - self.encoded,
             "texts_encoded": self.texts,
             "fitted": self.fitted,
+            "damaged": self.damaged,
             "codec_psnr_db": self.manifest.about["codec_psnr_db"],
             "captions_cut": self.manifest.about["captions_cut"],
             "dropped": [{"id": d.id, "reason": d.reason} for d in self.manifest.dropped],
@@ -44,6 +46,7 @@ class Summary:
         counts = facts["samples"]
         lines = [f"dropped {d['id']}: {d['reason']}" for d in facts["dropped"]]
         lines += [f"fitted on the data: {part}" for part in self.fitted]
+        lines += [f"damaged in the cache, made anew where it is needed: {file}" for file in _files_of(self.damaged)]
         lines.append(
             f"{facts['cache_dir']}: {counts.get('train', 0)} training and "
             f"{counts.get('validation', 0)} held-out samples, "
@@ -59,6 +62,12 @@ class Summary:
         if facts["codec_psnr_db"] is not None:
             lines.append(f"codec round trip: {facts['codec_psnr_db']:.1f} dB PSNR (what the best model could reach)")
         return lines
+
+
+def _files_of(damages: Sequence[str]) -> list[str]:
+    """The files, each with how many of its items were damaged."""
+    names = [damage.partition(": damaged")[0] for damage in damages]
+    return [f"{name}, {names.count(name)} item{'s' * (names.count(name) > 1)}" for name in dict.fromkeys(names)]
 
 
 def too_many_lost(inspection: Inspection, lost: Sequence[Dropped], recipe: Recipe) -> str:

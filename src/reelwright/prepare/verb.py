@@ -24,6 +24,7 @@ from reelwright.models.codec import video_to_pixels
 from reelwright.prepare.encoding import Progress, encode_pieces, encode_texts
 from reelwright.prepare.engine import Engine
 from reelwright.prepare.fitting import fit_codec, fit_text, fitted_codec, fitted_text
+from reelwright.prepare.pictures import Pictures, pictures_of
 from reelwright.prepare.pieces import pieces_of
 from reelwright.prepare.processes import Processes, joined
 from reelwright.prepare.reading import EMPTY, manifest_key
@@ -49,12 +50,22 @@ class _Plan:
     fitted: list[str]
     codec_fingerprint: str
     text_fingerprint: str
+    pictures: Pictures | None  # of a model that starts from one; then no caption is looked at
     keys: dict[int, tuple[str, ...]]  # of latents, by sample index, the plain window's first
     pieces: list[Piece]  # what is missing, each once, those of one size together
     texts: list[str]  # captions that are missing
 
+    @property
+    def latent_fingerprint(self) -> str:
+        """What a window's item depends on besides the window."""
+        return _latent_fingerprint(self.codec_fingerprint, self.pictures)
+
     def text_key(self, caption: str) -> str:
-        return text_key(caption, self.text_fingerprint)
+        return text_key(caption if self.pictures is None else EMPTY, self.text_fingerprint)
+
+
+def _latent_fingerprint(codec_fingerprint: str, pictures: Pictures | None) -> str:
+    return codec_fingerprint if pictures is None else f"{codec_fingerprint} {pictures.fingerprint()}"
 
 
 def prepare(
@@ -108,12 +119,16 @@ def prepare(
         made = {key for sample in manifest.samples for key in sample.latent_keys}
         done = [sum(piece.key in made for piece in plan.pieces), len(plan.texts), plan.fitted]
         processes.tell("written", done)
-        return Summary(plan.recipe, plan.inspection, manifest, *done)
+        return Summary(
+            plan.recipe, plan.inspection, manifest, *done, damaged=[str(damage) for damage in plan.cache.mended]
+        )
 
 
 def _plan(recipe: Recipe, decoders: Decoders, progress: Progress, verify: bool = False, refit: bool = False) -> _Plan:
     """Inspect, and fit what has to be."""
-    cache = Cache(recipe.cache_dir)
+    cache = Cache(recipe.cache_dir, mend=verify)
+    if verify:
+        cache.mend(lambda n, total: progress("verifying the cache", n, total))
     if not refit:
         recipe = settled_buckets(recipe)
         take_fits(recipe)
@@ -145,18 +160,22 @@ def _plan(recipe: Recipe, decoders: Decoders, progress: Progress, verify: bool =
         fitted.append(f"tokenizer of text {recipe.text.type}")
 
     codec_fingerprint, text_fingerprint = codec.fingerprint(), text.fingerprint()
+    pictures = pictures_of(recipe, codec, text, denoiser)
+    latent_fingerprint = _latent_fingerprint(codec_fingerprint, pictures)
     keys: dict[int, tuple[str, ...]] = {}
     missing: dict[str, Piece] = {}
     for sample in inspection.samples:
-        pieces = pieces_of(inspection, sample, recipe.data, codec_fingerprint)
+        pieces = pieces_of(inspection, sample, recipe.data, latent_fingerprint)
         keys[sample.index] = tuple(piece.key for piece in pieces)
         missing.update((piece.key, piece) for piece in pieces if not cache.has(piece.key))
     captions = {caption for sample in inspection.samples for caption in sample.clip.captions} | {EMPTY}
     if not isinstance(recipe.train.sample_prompts, int):
         captions |= set(recipe.train.sample_prompts)
+    if pictures is not None:
+        captions = {EMPTY}
     texts = [caption for caption in sorted(captions) if not cache.has(text_key(caption, text_fingerprint))]
     return _Plan(
-        recipe, cache, codec, text, inspection, frames, fitted, codec_fingerprint, text_fingerprint,
+        recipe, cache, codec, text, inspection, frames, fitted, codec_fingerprint, text_fingerprint, pictures,
         keys, sorted(missing.values(), key=lambda piece: (piece.plan.size, piece.sample.index)), texts,
     )  # fmt: skip
 
@@ -183,7 +202,7 @@ def _encode(
 
     device = resolve_device(recipe.train.device)
     windows = plan.frames.read(pieces)
-    lost = encode_pieces(plan.codec, plan.cache, windows, recipe.data.cache_dtype, device, stored)
+    lost = encode_pieces(plan.codec, plan.cache, windows, recipe.data.cache_dtype, device, stored, plan.pictures)
     return [*plan.frames.dropped, *lost]
 
 
@@ -256,7 +275,9 @@ def _about(
     if not known or [s.text_keys for s in samples] != [s.text_keys for s in old]:
         captions = sorted({caption for sample in samples for caption in sample.captions})
         cut = sum(count > plan.text.length for count in plan.text.count_tokens(captions))  # their ends are not seen
-    return {"codec_psnr_db": psnr_db, "text_width": plan.text.width, "captions_cut": cut}
+    same_text = before is not None and before.text_fingerprint == plan.text_fingerprint
+    width = known["text_width"] if same_text else plan.text.width
+    return {"codec_psnr_db": psnr_db, "text_width": width, "captions_cut": cut}
 
 
 def _codec_psnr(plan: _Plan, samples: Sequence[Sample]) -> float | None:
@@ -267,7 +288,7 @@ def _codec_psnr(plan: _Plan, samples: Sequence[Sample]) -> float | None:
     device = resolve_device(plan.recipe.train.device)
     plan.codec.to(device)
     values = []
-    pieces = [pieces_of(plan.inspection, s, plan.recipe.data, plan.codec_fingerprint)[0] for s in chosen]
+    pieces = [pieces_of(plan.inspection, s, plan.recipe.data, plan.latent_fingerprint)[0] for s in chosen]
     for piece, pixels in plan.frames.read(pieces):
         latents = plan.cache.get(piece.key)["mean"][None].float()
         with torch.no_grad():

@@ -15,6 +15,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from reelwright.config import Config
+from reelwright.models.decoding import Decoding, at_once, is_large, tiling
 from reelwright.models.foreign import Frozen, Precision, content_hash, freeze, load_foreign
 from reelwright.pretrained.base import check_class
 from reelwright.types import Compression, Posterior, Size, UsageError
@@ -26,13 +27,14 @@ class VideoAutoencoderConfig(Config):
     type: Literal["video_autoencoder"] = "video_autoencoder"
     model: str  # a diffusers directory or a hub id
     subfolder: str = "vae"  # "" where `model` is the autoencoder's own directory
-    dtype: Precision = "float32"  # of encoding; decoding is always float32
+    dtype: Precision = "float32"  # of encoding
+    decode_dtype: Precision = "float32"  # of decoding; what overflows in less is decoded again in float32
     frame_group: PositiveInt = 1  # latent frames come in groups of so many; the first is repeated to fill its group
     decode_timestep: float = Field(default=0.0, ge=0, le=1)  # what LTX's decoder is told from 0.9.1 on; 0.05 is usual
     decode_noise: float = Field(default=0.0, ge=0, le=1)  # share of noise it is given to remove; 0.025 is usual
-    tiling: bool = False  # encode and decode in overlapping tiles: less memory, faint seams
+    tiling: bool | Literal["auto"] = "auto"  # overlapping tiles: less memory, faint seams; auto: to decode large videos
     clips_per_chunk: PositiveInt = 1  # clips in memory at a time
-    frames_per_chunk: PositiveInt | None = None  # of a clip in memory at a time, where frames are encoded one by one
+    frames_per_chunk: PositiveInt | None = None  # at a time where each is encoded by itself; null: as many as fit
 
     def build(self) -> VideoAutoencoder:
         """UserError where the weights are missing, pickles, pointers or of a class not known here."""
@@ -46,6 +48,8 @@ class Autoencoder:
     normalisation: Callable[[Any], tuple[Tensor, Tensor]]
     compression: Callable[[Any], Compression]
     per_frame: bool = False  # an image encoder; its decoder takes the number of frames
+    frames_at_once: int | None = None  # pictures that its decoder works on together; None: all
+    one_clip: bool = False  # diffusers' attention in it takes no second one
 
 
 def _by_factor(vae: Any) -> tuple[Tensor, Tensor]:
@@ -104,9 +108,10 @@ class GroupedCompression(Compression):
 
 
 AUTOENCODERS: dict[str, Autoencoder] = {
-    "AutoencoderKLWan": Autoencoder(_by_channel, _wan_compression),
-    "AutoencoderKLCogVideoX": Autoencoder(_by_factor, _cogvideox_compression),
-    "AutoencoderKLHunyuanVideo": Autoencoder(_by_factor, _hunyuan_compression),
+    "AutoencoderKLWan": Autoencoder(_by_channel, _wan_compression, frames_at_once=4),
+    "AutoencoderKLCogVideoX": Autoencoder(_by_factor, _cogvideox_compression, frames_at_once=8),
+    "AutoencoderKLHunyuanVideo": Autoencoder(_by_factor, _hunyuan_compression, frames_at_once=16),
+    "AutoencoderKLHunyuanVideo15": Autoencoder(_by_factor, _hunyuan_compression, one_clip=True),
     "AutoencoderKLLTXVideo": Autoencoder(_ltx_normalisation, _ltx_compression),
     "AutoencoderKLTemporalDecoder": Autoencoder(_by_factor, _frame_compression, per_frame=True),
 }
@@ -149,9 +154,10 @@ class VideoAutoencoder(Frozen):
             config.model, "codec.model", config.subfolder,
         )  # fmt: skip
         freeze(self.vae)
-        if config.tiling and hasattr(self.vae, "enable_tiling"):
-            self.vae.enable_tiling()
+        self._decoding = Decoding(config.decode_dtype)
         self.config, self.kind = config, AUTOENCODERS[name]
+        if self.kind.one_clip:
+            self.vae.enable_slicing()
         self.own = self.compression = self.kind.compression(self.vae)
         self.padding = config.frame_group - 1  # latent frames put before that of the first picture
         if self.padding:
@@ -182,8 +188,10 @@ class VideoAutoencoder(Frozen):
         means, logvars = [], []
         for clips in video.float().split(self.config.clips_per_chunk):
             pixels = clips.transpose(1, 2).flatten(0, 1) if self.kind.per_frame else clips
-            with torch.autocast(video.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                parts = [self.vae.encode(part).latent_dist for part in pixels.split(self._at_once(len(pixels)))]
+            tiled = tiling(self.vae, self.config.tiling is True)
+            with tiled, torch.autocast(video.device.type, dtype=dtype, enabled=dtype != torch.float32):
+                together = self._at_once(len(pixels), video.shape[3] * video.shape[4])
+                parts = [self.vae.encode(part).latent_dist for part in pixels.split(together)]
             moments = [torch.cat([p.mean for p in parts]).float(), torch.cat([p.logvar for p in parts]).float()]
             if self.kind.per_frame:
                 moments = [m.unflatten(0, (len(clips), -1)).transpose(1, 2) for m in moments]
@@ -200,17 +208,35 @@ class VideoAutoencoder(Frozen):
         with torch.autocast(latents.device.type, enabled=False):
             raw = (latents.float() * self.std + self.mean)[:, :, self.padding :]
             for z in raw.split(self.config.clips_per_chunk):
-                with _fixed_randomness(z.device):  # LTX's decoder may add noise of its own
-                    videos.append(self._decode(z))
+                videos.append(self._decoding(self._decode, z))
         return torch.cat(videos).clamp(-1, 1)
 
-    def _at_once(self, count: int) -> int:
-        return (self.config.frames_per_chunk if self.kind.per_frame else None) or count
+    def _at_once(self, count: int, picture: int) -> int:
+        """How many of `count` frames of `picture` pixels go through together."""
+        chunk = self.config.frames_per_chunk
+        if chunk is None and self.config.tiling == "auto" and is_large(count * picture):
+            chunk = at_once(picture)
+        return chunk if chunk is not None and self.kind.per_frame else count
+
+    def _is_large(self, z: Tensor) -> bool:
+        """Whether decoding raw latents `b c f' h w` as a whole takes more memory than it should.
+
+        A decoder whose last layers make several pixels at each place (LTX's, Wan 2.2's) takes as much less.
+        """
+        frames, height, width = self.own.pixel_size(Size(*z.shape[2:])).tuple
+        side = getattr(self.vae.config, "patch_size", None) or 1
+        return is_large(min(frames, self.kind.frames_at_once or frames) * height * width // side**2)
 
     def _decode(self, z: Tensor) -> Tensor:
+        tiled = self._is_large(z) if self.config.tiling == "auto" else self.config.tiling
+        with tiling(self.vae, tiled), _fixed_randomness(z.device):  # LTX's decoder may add noise of its own
+            return self._decode_whole(z)
+
+    def _decode_whole(self, z: Tensor) -> Tensor:
         if self.kind.per_frame:
             chunks = []
-            for chunk in z.split(self._at_once(z.shape[2]), dim=2):  # b c f' h w
+            picture = self.own.height * z.shape[3] * self.own.width * z.shape[4]
+            for chunk in z.split(self._at_once(z.shape[2], picture), dim=2):  # b c f' h w
                 flat = chunk.transpose(1, 2).flatten(0, 1)  # b*f' c h w
                 decoded = self.vae.decode(flat, num_frames=chunk.shape[2]).sample  # b*f' 3 h w
                 chunks.append(decoded.unflatten(0, (len(z), chunk.shape[2])).transpose(1, 2))
@@ -225,7 +251,7 @@ class VideoAutoencoder(Frozen):
     def fingerprint(self) -> str:
         """sha256 over what latents depend on (weights, normalisation, precision, tiling), not the path."""
         settings = {
-            "class": type(self.vae).__name__, "dtype": self.config.dtype, "tiling": self.config.tiling,
+            "class": type(self.vae).__name__, "dtype": self.config.dtype, "tiling": self.config.tiling is True,
             "frame_group": self.config.frame_group,
             "mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist(),
         }  # fmt: skip

@@ -18,11 +18,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from reelwright.config import Config, nearest
 from reelwright.diffusion.objective import ObjectiveConfig
 from reelwright.diffusion.schedule import FlowSchedule, Schedule
 from reelwright.models.foreign import Precision, load_foreign
+from reelwright.models.layers import Checkpointing, recomputed
 from reelwright.types import Compression, Size, Text, UsageError, UserError, nearest_multiples
 
 
@@ -34,7 +36,7 @@ class FamilyConfig(Config):
     config: dict[str, Any] = Field(default_factory=dict)  # from scratch: arguments of diffusers' class; {}: its own
     dtype: Precision = "float32"  # of the weights; training them wants float32, LoRA can do with less
     quantize: Literal["fp8", "int8"] | None = None  # 8-bit weights beside LoRA, by torchao; null: as `dtype` says
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Checkpointing = False
 
     diffusers_class: ClassVar[str]
 
@@ -42,6 +44,21 @@ class FamilyConfig(Config):
     def fits_pipeline(self) -> bool:
         """Whether the family's pipeline of diffusers runs what was trained, put in the network's place."""
         return True
+
+    @property
+    def pictures(self) -> dict[str, Any] | None:
+        """What `prepare` keeps of every window's first frame depends on; None of models that know no pictures."""
+        return None
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """What trains, by its folder in the pipeline; each has a name where there are experts, '' where it is alone."""
+        return {self.subfolder: ""}
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether a step trains one of several networks, so that the others have no gradient."""
+        return False
 
     @classmethod
     def companions(cls, values: Mapping[str, Any], size: Size) -> dict[str, dict[str, Any]]:
@@ -51,6 +68,14 @@ class FamilyConfig(Config):
         pixels). Codec and text come from the same directory; a network from scratch (`model` null) leaves them open.
         """
         return {}
+
+    @classmethod
+    def check_place(cls, values: Mapping[str, Any]) -> None:
+        """ValueError where a recipe's `model` group names a directory of another family, before anything is loaded."""
+        subfolder = values.get("subfolder", cls.model_fields["subfolder"].default)
+        named = local_settings(values.get("model"), str(Path(subfolder) / "config.json")).get("_class_name")
+        if named not in (None, cls.diffusers_class):
+            raise ValueError(_other_class(values["model"], named, (cls.diffusers_class,), "model.model"))
 
     def warnings(self, objective: ObjectiveConfig) -> tuple[str, ...]:
         """What whoever trains with this objective should know."""
@@ -67,7 +92,7 @@ class FamilyConfig(Config):
             return self.skeleton()
         network = self._from_scratch() if self.model is None else self._from_directory(self.model)
         if self.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
+            recompute_blocks(network, self.gradient_checkpointing)
         return network
 
     def skeleton(self) -> Any:
@@ -111,6 +136,22 @@ class FamilyConfig(Config):
             ),
             model, "model.model", self.subfolder,
         )  # fmt: skip
+
+
+def recompute_blocks(network: Any, checkpointing: Checkpointing) -> None:
+    """Let a network of diffusers keep no activations of its blocks, or of every n-th in each of its lists of them."""
+    for module in network.modules():
+        members: Any = module if isinstance(module, nn.ModuleList) else ()
+        for index, block in enumerate(members):
+            block.recomputed = recomputed(checkpointing, index)
+
+    def run(block: Any, *arguments: Any) -> Any:
+        """A block that stands alone, as a UNet's middle one does, is the first of its kind."""
+        if getattr(block, "recomputed", True):
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
+
+    network.enable_gradient_checkpointing(run)
 
 
 class PretrainedDenoiser(nn.Module):
@@ -158,6 +199,28 @@ class PretrainedDenoiser(nn.Module):
 
     def check_size(self, latent: Size) -> Size:
         raise NotImplementedError
+
+    @property
+    def intervals(self) -> tuple[tuple[float, float], ...]:
+        """[low, high) of the times of each network that trains, where several share them; () where one has them all."""
+        return ()
+
+    @property
+    def makes_videos(self) -> bool:
+        """Whether all is there that videos take; if not, `complete` loads it."""
+        return True
+
+    def by_folder(self) -> dict[str, nn.Module]:
+        """The networks of diffusers that train, by their folders in the pipeline."""
+        names = dict(self.named_children())
+        return {self.config.subfolder: names["unet"] if "unet" in names else names["transformer"]}
+
+    def complete(self) -> None:
+        """Load what takes no part in training and is needed to make videos."""
+
+    def whole(self) -> nn.Module:
+        """All that makes videos, what does not train included."""
+        return self
 
     def condition_on(self, picture: Tensor, codec: Any, encoder: Any, size: Size, noise: Tensor) -> tuple[Text, Text]:
         """What stands for a picture uint8 `h w 3` in place of text, and for none; of models that take one."""
@@ -210,7 +273,7 @@ def pad_text(text: Text, length: int) -> Tensor:
 def local_settings(model: str | None, name: str) -> dict[str, Any]:
     """A configuration file of a pipeline's directory; empty where `model` is a hub id or the file cannot be read."""
     try:
-        values = json.loads((Path(model) / name).read_text(encoding="utf-8")) if model else {}
+        values = json.loads((Path(model) / name).read_text(encoding="utf-8")) if isinstance(model, str) else {}
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
@@ -240,11 +303,17 @@ def check_class(model: str, subfolder: str, allowed: tuple[str, ...], field: str
     except (ValueError, AttributeError):
         raise UserError(f"{field} = {model}: {path} is not the JSON that diffusers writes; get it again") from None
     if named not in allowed:
-        raise UserError(
-            f"{field} = {model}: its config.json names the class {named!r}, but only {' or '.join(allowed)} can be "
-            "used here; choose the type that fits the model"
-        )
+        raise UserError(_other_class(model, named, allowed, field))
     return named
+
+
+def _other_class(model: str, named: Any, allowed: tuple[str, ...], field: str) -> str:
+    types = [str(f.model_fields["type"].default) for f in FamilyConfig.__subclasses__() if f.diffusers_class == named]
+    way = f"use model.type = {types[0]}" if types else "choose the type that fits the model"
+    return (
+        f"{field} = {model}: its config.json names the class {named!r}, but only {' or '.join(allowed)} can be "
+        f"used here; {way}"
+    )
 
 
 def _from_hub(model: str, subfolder: str, field: str) -> str:

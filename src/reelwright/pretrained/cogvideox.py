@@ -30,19 +30,20 @@ class CogVideoXConfig(FamilyConfig):
 
     @classmethod
     def companions(cls, values: Mapping[str, Any], size: Size) -> dict[str, dict[str, Any]]:
-        """Read from the directory; of a hub id, from its name (...-2b, ...1.5-...), as published."""
+        """Read from the directory, the sampler too; of a hub id, from its name (...-2b, ...1.5-...), as published."""
         model = values.get("model")
         network = local_settings(model, "transformer/config.json")
         scheduler = local_settings(model, "scheduler/scheduler_config.json")
         name = (model or "").lower()
         newer = not network and "1.5" in name
         published_shift = 3.0 if name.endswith("-2b") else 1.0
+        stochastic = scheduler.get("_class_name") == "CogVideoXDPMScheduler"
         groups: dict[str, dict[str, Any]] = {
             "objective": {
                 "schedule": "scaled_linear", "prediction": "v", "zero_terminal_snr": True,
                 "snr_shift": scheduler.get("snr_shift_scale", published_shift),
             },
-            "sampling": {"sampler": "ddim", "steps": 50, "guidance": 6.0},
+            "sampling": {"sampler": "dpmpp_2m_sde" if stochastic else "ddim", "steps": 50, "guidance": 6.0},
         }  # fmt: skip
         if model is not None:
             length = network.get("max_text_seq_length", 224 if newer else 226)
@@ -90,6 +91,13 @@ class CogVideoXDenoiser(PretrainedDenoiser):
             raise ValueError(
                 f"height x width = {latent.height}x{latent.width} latents: the model knows positions up to "
                 f"{settings.sample_height}x{settings.sample_width}; use no more"
+            )
+        learned = ((settings.sample_frames - 1) // settings.temporal_compression_ratio + 1,) + largest
+        if settings.use_learned_positional_embeddings and (grid.frames, grid.height, grid.width) != learned:
+            frames, height, width = learned[0], settings.sample_height, settings.sample_width
+            raise ValueError(
+                f"frames x height x width = {latent} latents: the model has learned positions for {frames}x{height}x"
+                f"{width} alone; use these, and for a longer video windows of so many frames"
             )
         return grid
 

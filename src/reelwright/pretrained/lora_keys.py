@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,11 @@ _HUNYUAN = {
     f"{_REFINER}.mlp.fc1": (f"{_REFINED}.ff.net.0.proj",),
     f"{_REFINER}.mlp.fc2": (f"{_REFINED}.ff.net.2",),
 }
+# Published with q, k and v apart; in ComfyUI its class is that of 1.0 (comfy/model_base.py at 094c74c1): fused.
+_HUNYUAN15 = {
+    f"double_blocks.#.{theirs}_attn_{c}": (f"{_DOUBLE}.attn.{ours.format(c)}",)
+    for theirs, ours in (("img", "to_{}"), ("txt", "add_{}_proj")) for c in "qkv"
+}  # fmt: skip
 _LTX_LAYERS = [f"{attn}.{c}" for attn in ("attn1", "attn2") for c in _ATTENTION.values()] + [
     "ff.net.0.proj",
     "ff.net.2",
@@ -71,21 +76,25 @@ class Names:
     layers: Mapping[str, tuple[str, ...]]  # published name -> the network's layers, one above the other in its rows
     prefix: str
     aliases: tuple[tuple[str, str], ...] = ()  # (as ComfyUI's own class has it, as published)
+    read: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # published names that ComfyUI does not look for
 
 
+_HUNYUAN_NAMES = Names(
+    _HUNYUAN, "transformer.",
+    (("_attn.qkv", "_attn_qkv"), ("_attn.proj", "_attn_proj"), ("mlp.0", "mlp.fc1"), ("mlp.2", "mlp.fc2"),
+     ("_mod.lin", "_mod.linear"), ("modulation.lin", "modulation.linear")),
+)  # fmt: skip
 COMFYUI: dict[str, Names] = {
     "wan": Names(_WAN, "diffusion_model."),
-    "hunyuan": Names(
-        _HUNYUAN, "transformer.",
-        (("_attn.qkv", "_attn_qkv"), ("_attn.proj", "_attn_proj"), ("mlp.0", "mlp.fc1"), ("mlp.2", "mlp.fc2"),
-         ("_mod.lin", "_mod.linear"), ("modulation.lin", "modulation.linear")),
-    ),
+    "hunyuan": _HUNYUAN_NAMES,
+    "hunyuan15": replace(_HUNYUAN_NAMES, read=_HUNYUAN15),
     "ltx": Names(_LTX, "diffusion_model."),
-}  # fmt: skip
+}
 NOT_IN_COMFYUI = {
     "cogvideox": "ComfyUI itself has no CogVideoX model, so there are no names it would look for",
     "svd": "ComfyUI maps the names of Stable Diffusion's spatial layers only, not those of SVD's temporal ones",
 }
+KOHYA = ("wan", "hunyuan")  # what kohya-ss/musubi-tuner trains of these, by the published names of the layers
 
 _PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "unet.")
 _FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_")
@@ -108,7 +117,26 @@ def diffusers_tensors(updates: Mapping[str, Update]) -> dict[str, Tensor]:
     return tensors
 
 
-def comfyui_tensors(updates: Mapping[str, Update], family: str, network: nn.Module) -> dict[str, Tensor]:
+def kohya_tensors(updates: Mapping[str, Update], family: str, network: nn.Module) -> dict[str, Tensor]:
+    """Under kohya's names: the published layers, flat, with alpha = rank. UsageError as of `comfyui_tensors`."""
+    if family not in KOHYA:
+        raise UsageError(
+            f"--format kohya: its trainer, musubi-tuner, has no names for this model, only for {' and '.join(KOHYA)}; "
+            "use --format lora or diffusers"
+        )
+    tensors = {}
+    for key, tensor in comfyui_tensors(updates, family, network, "kohya").items():
+        layer, half = key.removeprefix(COMFYUI[family].prefix).removesuffix(".weight").rsplit(".lora_", 1)
+        name = f"lora_unet_{layer.replace('.', '_')}"
+        tensors[f"{name}.lora_{'down' if half == 'A' else 'up'}.weight"] = tensor
+        if half == "A":
+            tensors[f"{name}.alpha"] = torch.tensor(float(len(tensor)))
+    return tensors
+
+
+def comfyui_tensors(
+    updates: Mapping[str, Update], family: str, network: nn.Module, form: str = "comfyui"
+) -> dict[str, Tensor]:
     """Under ComfyUI's names. UsageError where it has none for the model or a layer.
 
     Layers that are one there become one: their `down` lie above one another and `up` has zeros between them, so that
@@ -116,12 +144,12 @@ def comfyui_tensors(updates: Mapping[str, Update], family: str, network: nn.Modu
     """
     if family not in COMFYUI:
         reason = NOT_IN_COMFYUI.get(family, "ComfyUI knows no model of this architecture")
-        raise UsageError(f"--format comfyui: {reason}; use --format lora or diffusers")
+        raise UsageError(f"--format {form}: {reason}; use --format lora or diffusers")
     if any(update.magnitude is not None for update in updates.values()):
-        raise UsageError("--format comfyui: not for DoRA (train.lora.dora); use --format lora, or diffusers (merged)")
+        raise UsageError(f"--format {form}: not for DoRA (train.lora.dora); use --format lora, or diffusers (merged)")
     names, layers = COMFYUI[family], linear_layers(network)
     left, tensors = dict(updates), {}
-    for theirs, ours in _fused(names, layers).items():
+    for theirs, ours in _fused(names.layers, layers).items():
         if not any(part in updates for part in ours):
             continue
         parts = [(left.pop(part, None), layers[part].out_features) for part in ours]
@@ -129,18 +157,18 @@ def comfyui_tensors(updates: Mapping[str, Update], family: str, network: nn.Modu
         tensors[f"{names.prefix}{theirs}.lora_A.weight"], tensors[f"{names.prefix}{theirs}.lora_B.weight"] = down, up
     if left:
         raise UsageError(
-            f"--format comfyui: ComfyUI has no name for {len(left)} of {len(updates)} layers "
+            f"--format {form}: ComfyUI has no name for {len(left)} of {len(updates)} layers "
             f"({', '.join(list(left)[:3])}); "
             "use --format lora or diffusers, or train other train.lora.targets"
         )
     return tensors
 
 
-def _fused(names: Names, layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def _fused(names: Mapping[str, tuple[str, ...]], layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Published name -> the layers of this network that it stands for."""
     present = {_bare(name): name for name in layers}
     found: dict[str, tuple[str, ...]] = {}
-    for theirs, ours in names.layers.items():
+    for theirs, ours in names.items():
         pattern = re.compile(re.escape(ours[0]).replace(r"\#", r"(\d+)"))
         for bare in present:
             match = pattern.fullmatch(bare)
@@ -249,7 +277,7 @@ def _places(family: str, layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
         places[_bare(name)] = places[name] = (name,)
     names = COMFYUI.get(family)
     if names is not None:
-        for theirs, ours in _fused(names, layers).items():
+        for theirs, ours in _fused({**names.layers, **names.read}, layers).items():
             places.setdefault(theirs, ours)
             for comfyui, published in names.aliases:
                 if published in theirs:

@@ -12,6 +12,7 @@ from reelwright.pretrained.base import FamilyConfig, PretrainedDenoiser, check_p
 from reelwright.types import Size, Text, UsageError
 
 COMPRESSION = (8, 32, 32)  # frames, height and width that a latent of the published autoencoders covers
+TERMINAL = 0.1  # sigma of the last step of sampling, as published
 
 
 class LTXConfig(FamilyConfig):
@@ -26,14 +27,16 @@ class LTXConfig(FamilyConfig):
 
     @classmethod
     def companions(cls, values: Mapping[str, Any], size: Size) -> dict[str, dict[str, Any]]:
-        """The shift grows with the number of latents, as the model's scheduler has it; one for the whole recipe."""
+        """As the model's scheduler has it: the shift grows with the number of latents, one for the whole recipe."""
         model = values.get("model")
         groups: dict[str, dict[str, Any]] = {
             "objective": {"schedule": "flow", "prediction": "velocity"},
             "sampling": {"sampler": "euler", "steps": 50, "guidance": 3.0},
         }
         if model is not None:
-            groups["objective"]["shift"] = _shift(local_settings(model, "scheduler/scheduler_config.json"), size)
+            scheduler = local_settings(model, "scheduler/scheduler_config.json")
+            groups["objective"]["shift"] = _shift(scheduler, size)
+            groups["sampling"]["shift_terminal"] = scheduler.get("shift_terminal") if scheduler else TERMINAL
             groups["codec"] = {"type": "video_autoencoder", "model": model}
             groups["text"] = t5_of_pipeline(model, length=128, padding="encoded")
         return groups
@@ -92,4 +95,5 @@ def _shift(scheduler: dict[str, Any], size: Size) -> float:
     low, high = scheduler.get("base_shift", 0.95), scheduler.get("max_shift", 2.05)
     frames, height, width = COMPRESSION
     latents = (1 + (size.frames - 1) // frames) * (size.height // height) * (size.width // width)
-    return math.exp(low + (high - low) * (latents - fewest) / (most - fewest))
+    mu = low + (high - low) * (latents - fewest) / (most - fewest)
+    return mu if scheduler.get("time_shift_type") == "linear" else math.exp(mu)

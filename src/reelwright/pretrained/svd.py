@@ -1,7 +1,8 @@
 """Stable Video Diffusion (arXiv 2311.15127): v-prediction at EDM's noise levels, in two modes.
 
 `text`: captions in place of the picture it was trained with: no image latents, and the tokens of any text encoder
-through a learned projection to the width its attention takes. `image`: its own image-to-video, for generation.
+through a learned projection to the width its attention takes. `image`: its own image-to-video, where every clip's first
+frame is the picture it is trained on.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ class CLIPImageConfig(Config):
 
 
 class CLIPImage(Frozen):
-    """Pictures as one token; captions are refused."""
+    """Pictures as one token, zeros where there is none; captions are refused."""
 
     trainable = False
     fitted = True
     length = 1
+    tokenizer: Any = None
 
     def __init__(self, config: CLIPImageConfig) -> None:
         super().__init__()
@@ -64,16 +66,22 @@ class CLIPImage(Frozen):
         return [0] * len(captions)
 
     def tokenize(self, captions: list[str]) -> Text:
-        raise UsageError(
-            "model.mode = image: this model makes videos from a picture, not from captions. Use it with "
-            "`reelwright generate RECIPE --image PICTURE`; to train on captioned clips, or to generate from prompts, "
-            "use mode = text with a text encoder (recipes/svd-finetune.yaml). Training in mode = image would need the "
-            "first frames' embeddings beside the latents, which `prepare` does not keep"
-        )
+        """Of the empty caption alone, which stands for no picture. UsageError for any other."""
+        if any(captions):
+            raise UsageError(
+                "model.mode = image: this model makes videos from a picture, not from captions. Use it with "
+                "`reelwright generate MODEL --image PICTURE`; for prompts use mode = text with a text encoder "
+                "(recipes/svd-finetune.yaml)"
+            )
+        ids = torch.zeros(len(captions), 1, dtype=torch.int64)
+        return Text(ids, torch.ones_like(ids, dtype=torch.bool))
 
     @torch.no_grad()
-    def forward(self, pictures: Tensor) -> Tensor:
-        """`b 3 h w` in [-1, 1] -> `b 1 width`, float32."""
+    def forward(self, pictures: Tensor | Text) -> Any:
+        """`b 3 h w` in [-1, 1] -> `b 1 width`, float32; of `tokenize`d texts, which have no picture, zeros."""
+        if isinstance(pictures, Text):
+            nothing = torch.zeros(*pictures.values.shape, self.width, device=pictures.values.device)
+            return Text(nothing, pictures.mask)
         small = shrink(pictures.float(), self.encoder.config.image_size)
         mean, std = (small.new_tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
         with torch.autocast(pictures.device.type, enabled=False):
@@ -131,6 +139,11 @@ class SVDConfig(FamilyConfig):
             if image:
                 groups["text"] = {"type": "clip_image", "model": model}
         return groups
+
+    @property
+    def pictures(self) -> dict[str, Any] | None:
+        """The noise that is added to a first frame before its latents are kept."""
+        return {"noise_augmentation": self.noise_augmentation} if self.mode == "image" else None
 
     @property
     def fits_pipeline(self) -> bool:

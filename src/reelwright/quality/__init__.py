@@ -14,14 +14,17 @@ from reelwright.quality.measures import (
     measure_temporal,
 )
 from reelwright.quality.networks import build_features, load_clip
+from reelwright.quality.places import Need, check_places, placed
 from reelwright.quality.subjects import Progress, Subjects, VideoSet, folder_subjects, model_subjects, real_clips
 
 __all__ = [
     "Measured",
+    "Need",
     "Progress",
     "Subjects",
     "VideoSet",
     "build_features",
+    "check_places",
     "folder_subjects",
     "load_clip",
     "measure_clip",
@@ -30,5 +33,6 @@ __all__ = [
     "measure_speed",
     "measure_temporal",
     "model_subjects",
+    "placed",
     "real_clips",
 ]

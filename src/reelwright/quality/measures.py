@@ -18,7 +18,7 @@ from reelwright.metrics.clip import ClipModel, caption_cosines, clip_score
 from reelwright.metrics.features import FeatureNetwork
 from reelwright.metrics.frames import mse, psnr
 from reelwright.metrics.frechet import frechet_curve
-from reelwright.metrics.statistics import mean_interval, wilson_interval
+from reelwright.metrics.statistics import mean_interval, possible_range, wilson_interval
 from reelwright.metrics.temporal import (
     LARGEST_SIDE,
     MOVING_PIXELS,
@@ -79,7 +79,10 @@ def measure_nearest(
         [s.clip.id, f"{value:.2f}", "yes" if hit else f"no: {samples[int(errors[i].argmin())].clip.id}"]
         for i, (s, value, hit) in enumerate(zip(samples, decibels, hits, strict=True))
     ]
-    title = f"nearest clip: {hits.sum()} of {len(hits)} their own, mean PSNR {np.mean(decibels):.2f} dB"
+    title = (
+        f"nearest clip: {hits.sum()} of {len(hits)} their own, {hits.mean():.1%} [{low:.1%}, {high:.1%}] where chance "
+        f"gives {1 / len(hits):.1%}; mean PSNR {with_interval('PSNR to own clip (dB)', decibels, 2)} dB"
+    )
     labels = [f"{caption} ({value:.1f} dB)" for caption, value in zip(captions, decibels, strict=True)]
     measured = Measured(figures, [(title, ["clip", "PSNR dB", "nearest is its own"], cells)], notes)
     return measured, list(zip(clips, videos, labels, strict=True))
@@ -101,12 +104,14 @@ def measure_clip(subjects: Subjects, clip: ClipModel, seed: int, progress: Progr
             rows[f"{videos.name}, shuffled captions"] = other[differs]
             gain = (own - other)[differs]
             result.rows.append(_mean_row(videos.name, subjects.split, "CLIP cosine, matched minus shuffled", gain))
-            result.notes.append(f"{videos.name}: CLIP cosine, matched minus shuffled: {with_interval(gain, 4)}")
+            told = with_interval("CLIP cosine, matched minus shuffled", gain, 4)
+            result.notes.append(f"{videos.name}: CLIP cosine, matched minus shuffled: {told}")
         for row, values in rows.items():
             scores = clip_score(values)
             result.rows.append(_mean_row(row, subjects.split, "CLIP cosine", values))
             result.rows.append(_mean_row(row, subjects.split, "CLIPScore", scores))
-            cells = [with_interval(values, 4), with_interval(100 * values, 2), with_interval(scores, 3)]
+            cells = [with_interval("CLIP cosine", values, 4), with_interval("CLIP cosine", values, 2, scale=100)]
+            cells.append(with_interval("CLIPScore", scores, 3))
             table.append([row, *cells, str(len(values))])
         if same := int((~differs).sum()):
             result.notes.append(
@@ -195,7 +200,8 @@ def measure_temporal(
              "high": high, "n": n}
         )  # fmt: skip
         cells = [
-            with_interval(v, digits) if v else "-" for v, digits in zip(columns.values(), (2, 4, 5, 3), strict=False)
+            with_interval(name, v, digits) if v else "-"
+            for (name, v), digits in zip(columns.items(), (2, 4, 5, 3), strict=False)
         ]
         table.append([videos.name, f"{moving / n:.0%}", *cells, str(n)])
         headers = ["row", "move", *columns, "n"]
@@ -265,12 +271,15 @@ def _device_name(device: torch.device) -> str:
 
 
 def _mean_row(row: str, split: str, metric: str, values: Sequence[float] | np.ndarray) -> dict[str, Any]:
-    low, high = mean_interval(values)
+    low, high = mean_interval(values, bounds=possible_range(metric))
     return {"row": row, "split": split, "metric": metric, "value": float(np.mean(values)), "low": low, "high": high,
             "n": len(values)}  # fmt: skip
 
 
-def with_interval(values: Sequence[float] | np.ndarray, digits: int) -> str:
-    """Mean and its 95 % interval, as tables print them."""
-    low, high = mean_interval(values)
-    return f"{np.mean(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+def with_interval(metric: str, values: Sequence[float] | np.ndarray, digits: int, scale: float = 1) -> str:
+    """Mean and its 95 % interval, as tables print them; the mean alone where a single value gives none."""
+    mean = f"{scale * np.mean(values):.{digits}f}"
+    if len(values) == 1:
+        return f"{mean} [one value]"
+    low, high = (scale * end for end in mean_interval(values, bounds=possible_range(metric)))
+    return f"{mean} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -10,6 +10,7 @@ from reelwright.report.page import Page
 
 MAX_CLIPS_SHOWN = 2000
 MAX_CAPTION_SHOWN = 240  # letters
+BY = "\N{NO-BREAK SPACE}x\N{NO-BREAK SPACE}"  # 64 x 48 stays on one line
 
 
 def write_inspection_page(inspection: Mapping[str, Any], thumbnails: Mapping[str, bytes], path: Path) -> None:
@@ -75,7 +76,7 @@ def _video(clip: Mapping[str, Any]) -> str:
     """Size, length and cuts of a clip, as far as they are known."""
     facts = []
     if clip.get("width") is not None and clip.get("height") is not None:
-        facts.append(f"{clip['width']} x {clip['height']}")
+        facts.append(f"{clip['width']}{BY}{clip['height']}")
     if clip.get("frames") is not None:
         facts.append(f"{clip['frames']} frames")
     if clip.get("fps") is not None:
@@ -90,8 +91,8 @@ def _shortened(text: Any) -> Any:
 
 
 def _cell(key: str, value: Any) -> Any:
-    """A size as frames x height x width, anything else as `_plain`."""
-    return " x ".join(map(str, value)) if key == "size" and isinstance(value, (list, tuple)) else _plain(value)
+    """A size as frames x height x width, never broken; anything else as `_plain`."""
+    return BY.join(map(str, value)) if key == "size" and isinstance(value, (list, tuple)) else _plain(value)
 
 
 def _words(name: str) -> str:

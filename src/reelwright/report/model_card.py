@@ -6,6 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reelwright.report.scores import numbered_conditions
+from reelwright.run import is_number
+
+# What the names of metrics begin with, in the order a reader looks for them; others follow.
+HEADLINES = (
+    "joint accuracy", "held-out loss", "fixed-noise loss", "loss at fixed noise", "own clip is nearest", "PSNR",
+    "CLIP cosine", "Frechet", "clips that move", "dynamic degree", "frame consistency", "warping error",
+    "nearer than 95 %", "generated frames per second",
+)  # fmt: skip
+# What only says more of those: it stays in the index.
+DETAILS = (
+    "still joint accuracy", "abstained", "valid", "shape accuracy", "colour accuracy", "motion accuracy",
+    "binding deficit", "direction error", "path residual", "diversity of", "CLIPScore", "change not explained",
+    "median distance", "videos with a readable object",
+)  # fmt: skip
+# The rows a model's figure is read beside, the first two that were measured.
+BESIDE = (
+    "chance", "model, shuffled captions", "real clips", "real clips against real clips", "renderer", "untrained model",
+)  # fmt: skip
 
 HEAD = """\
 ---
@@ -20,7 +38,8 @@ def model_card(facts: Mapping[str, Any]) -> str:
     """Markdown; the same facts give the same card.
 
     `facts`: name, recipe (plain), recipe_text, parameters (how many were trained), parts (rows of part, class, numbers,
-    bytes, where it lies), origin, data (or None), scores.
+    bytes, where it lies), origin, data (or None), scores (all of them; the card shows what a reader looks for), index
+    (the file beside the card that holds the rest).
     """
     recipe, origin = facts["recipe"], facts["origin"]
     data, sampling = recipe["data"], recipe["sampling"]
@@ -51,7 +70,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         "",
         "## Scores",
         "",
-        *_scores(facts["scores"]),
+        *_scores(facts["scores"], facts["index"]),
         "",
         "## Provenance",
         "",
@@ -77,20 +96,54 @@ def _data_sentence(data: Mapping[str, Any] | None) -> str:
     )
 
 
-def _scores(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _scores(rows: Sequence[Mapping[str, Any]], index: str) -> list[str]:
+    """A line a metric and split: the model's mean with its interval, and what it is read beside."""
     if not rows:
         return ["None has been measured on these weights."]
-    numbers, conditions = numbered_conditions(rows)
+    shown = headline_rows(rows)
+    numbers, conditions = numbered_conditions(shown)
     cells = []
-    for row, number in zip(rows, numbers, strict=True):
+    for row, number in zip(shown, numbers, strict=True):
         bounds = (row.get("low"), row.get("high"))
-        interval = "" if None in bounds else f"[{bounds[0]:.4g}, {bounds[1]:.4g}]"
-        value = row.get("value")
-        shown = f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
-        named = (row.get("row", ""), row.get("split", ""), row.get("metric", ""))
-        cells.append([*named, shown, interval, row.get("n"), number])
-    table = _table(["row", "split", "metric", "value", "95 % interval", "n", "how"], cells)
-    return [*table, *(line for n, text in enumerate(conditions, start=1) for line in ("", f"How {n}: {text}."))]
+        interval = f"[{bounds[0]:.4g}, {bounds[1]:.4g}]" if all(is_number(end) for end in bounds) else ""
+        named = (row["metric"], row.get("split", ""), _value(row), interval)
+        cells.append([*named, row.get("n"), _beside(row, rows), number])
+    table = _table(["metric", "of", "value", "95 % interval", "n", "beside", "how"], cells)
+    told = [line for n, text in enumerate(conditions, start=1) for line in ("", f"How {n}: {text}.")]
+    if more := len(rows) - len(shown):
+        told += ["", f"{more} more rows, of single factors and of all controls: `scores` in [{index}]({index})."]
+    return [*table, *told]
+
+
+def headline_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The model's own rows that are no DETAILS, in the order of HEADLINES; of a distance the one of most videos."""
+    chosen: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in rows:
+        metric, place = str(row["metric"]), (str(row["metric"]), str(row.get("split") or ""))
+        if row.get("row") != "model" or metric.startswith(DETAILS):
+            continue
+        if place not in chosen or (row.get("n") or 0) > (chosen[place].get("n") or 0):
+            chosen[place] = row
+    if any(metric.startswith("held-out loss") for metric, _ in chosen):  # the same, of the same weights
+        chosen = {place: row for place, row in chosen.items() if not place[0].startswith("loss at fixed noise")}
+
+    def rank(row: Mapping[str, Any]) -> int:
+        metric = str(row["metric"])
+        return next((n for n, name in enumerate(HEADLINES) if metric.startswith(name)), len(HEADLINES))
+
+    return sorted(chosen.values(), key=rank)
+
+
+def _beside(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The figures of at most two control rows of the same metric and split; of a distance, of as many videos."""
+    alike = ("metric", "split", "n") if str(row["metric"]).startswith("Frechet") else ("metric", "split")
+    found = {str(r["row"]): _value(r) for r in rows if all(r.get(key) == row.get(key) for key in alike)}
+    return ", ".join([f"{name} {found[name]}" for name in BESIDE if name in found][:2])
+
+
+def _value(row: Mapping[str, Any]) -> str:
+    value = row.get("value")
+    return f"{value:.4g}" if is_number(value) else "not finite"
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:

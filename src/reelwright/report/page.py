@@ -21,6 +21,7 @@ MEDIA_TYPES = {
     ".jpg": "image/jpeg",
     ".jpeg": "image/jpeg",
 }
+LONGEST_WORD = 24  # letters of a cell that stay on one line
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 STYLE = """
 :root { color-scheme: light dark; --paper: #f6f7f9; --card: #ffffff; --ink: #1b1f27; --faint: #667085; --line: #e1e5ec;
@@ -31,7 +32,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
        font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1060px; margin: 0 auto; padding: 44px 24px 80px; }
+main { max-width: 1160px; margin: 0 auto; padding: 44px 24px 80px; }
 header { margin-bottom: 28px; }
 h1 { font-size: 30px; line-height: 1.2; letter-spacing: -0.02em; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 19px; letter-spacing: -0.01em; margin: 44px 0 12px; }
@@ -47,10 +48,13 @@ header p, .faint, figcaption { color: var(--faint); }
 .verdict.good { border-left-color: var(--good); } .verdict.bad { border-left-color: var(--bad); }
 .scroll { overflow-x: auto; margin: 14px 0; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
-th { text-align: left; color: var(--faint); font-weight: 600; font-size: 12.5px; white-space: nowrap; }
-th, td { padding: 9px 16px; border-bottom: 1px solid var(--line); vertical-align: middle; }
+th { text-align: left; color: var(--faint); font-weight: 600; font-size: 12.5px; }
+th, td { padding: 9px 12px; border-bottom: 1px solid var(--line); vertical-align: middle; }
+th:first-child, td:first-child { padding-left: 18px; } th:last-child, td:last-child { padding-right: 18px; }
+thead th { vertical-align: bottom; line-height: 1.35; }
 tr:last-child td { border-bottom: 0; }
-td { overflow-wrap: break-word; max-width: 420px; }
+td { max-width: 420px; }
+td.long { overflow-wrap: anywhere; min-width: 18ch; }
 td.number { font-variant-numeric: tabular-nums; text-align: right; white-space: nowrap; }
 th.number { text-align: right; }
 td img { display: block; height: 56px; width: auto; max-width: none; border-radius: 5px; }
@@ -112,7 +116,7 @@ class Page:
         head = "".join(f"<th{mark}>{_escape(header)}</th>" for mark, header in zip(marks, headers, strict=True))
         body = "".join(
             "<tr>"
-            + "".join(f"<td{mark}>{_cell(value)}</td>" for mark, value in zip(marks, row, strict=True))
+            + "".join(f"<td{mark or _long(value)}>{_cell(value)}</td>" for mark, value in zip(marks, row, strict=True))
             + "</tr>\n"
             for row in rows
         )
@@ -176,6 +180,14 @@ def _is_number(value: object) -> bool:
 
 def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _long(value: object) -> str:
+    """The mark of sentences, which need room, and of long names, which may be broken so that their table fits."""
+    if not isinstance(value, str):
+        return ""
+    is_name = any(len(word) > LONGEST_WORD for word in value.split())
+    return ' class="long"' if is_name or len(value) > 2 * LONGEST_WORD else ""
 
 
 def _cell(value: object) -> str:

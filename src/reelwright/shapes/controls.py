@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import permutations
 
 import numpy as np
 
 from reelwright.shapes.sampling import choose, scene_generator
-from reelwright.shapes.world import Prompt, Scene
+from reelwright.shapes.world import FACTOR_VALUES, Factors, Prompt, Scene
 
 
 def frozen(video: np.ndarray, seed: int) -> np.ndarray:
@@ -61,16 +62,26 @@ def shuffled_captions(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
 def nearest_training_scenes(prompts: Sequence[Prompt], training: Sequence[Scene], seed: int) -> list[Scene]:
     """For each prompt a training scene that agrees with it in the most stated factors: what retrieval would show.
 
-    Ties are broken by the seed.
+    Of two objects whichever is taken for which counts, if it is the better way. Ties are broken by the seed.
     """
-    shown = [scene.objects[0].factors for scene in training]
-    chosen: dict[tuple, list[int]] = {}
+    objects = range(len(training[0].objects))
+    shown = {
+        name: np.array([[getattr(scene.objects[k].factors, name) or "" for k in objects] for scene in training])
+        for name in FACTOR_VALUES
+    }  # scenes objects
+    chosen: dict[tuple[Factors, ...], np.ndarray] = {}
     result = []
     for index, prompt in enumerate(prompts):
         if prompt.stated not in chosen:
-            wanted = prompt.stated[0].stated()
-            agreement = [sum(getattr(f, name) == value for name, value in wanted.items()) for f in shown]
-            most = max(agreement)
-            chosen[prompt.stated] = [i for i, agreed in enumerate(agreement) if agreed == most]
-        result.append(training[choose(scene_generator("nearest", seed, index), chosen[prompt.stated])])
+            agreement = [
+                np.sum([shown[name] == value for name, value in stated.stated().items()], axis=0)
+                for stated in prompt.stated
+            ]  # of each stated object with each one shown: scenes objects
+            ways = [
+                np.sum([agreement[i][:, k] for i, k in enumerate(order)], axis=0)
+                for order in permutations(objects, len(agreement))
+            ]
+            best = np.max(ways, axis=0)
+            chosen[prompt.stated] = np.flatnonzero(best == best.max())
+        result.append(training[choose(scene_generator("nearest", seed, index), chosen[prompt.stated].tolist())])
     return result

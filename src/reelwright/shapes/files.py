@@ -3,6 +3,8 @@
 OUT/videos/00000.mp4 ...    the clips
 OUT/captions.json           {"00000.mp4": "a red circle moves left", ...}
 OUT/scenes.json             the settings and every clip's scene, written first: it tells whose folder this is
+
+The named clips (track d2) are OUT/videos/video_001.mp4 ... with OUT/metadata.json, {"video_001": "a green circle ..."}.
 """
 
 from __future__ import annotations
@@ -16,21 +18,34 @@ from typing import Any
 import numpy as np
 
 from reelwright.shapes.captions import caption
+from reelwright.shapes.named import named_prompt
 from reelwright.shapes.renderer import render
 from reelwright.shapes.sampling import scene_generator
 from reelwright.shapes.splits import training_scenes
-from reelwright.shapes.world import TRACKS, Factors, MovingObject, Prompt, Scene
+from reelwright.shapes.tables import combinations
+from reelwright.shapes.world import TRACKS, Factors, MovingObject, Prompt, Scene, find_track
 from reelwright.types import Size, UsageError
 
 SCENES_FILE = "scenes.json"
 CAPTIONS_FILE = "captions.json"
+METADATA_FILE = "metadata.json"  # of the named clips: captions by stem
 VIDEOS_FOLDER = "videos"
+_NEW_KEYS = ("change", "becomes", "change_at")  # left out where they are None: older collections have none
 
 
-def training_prompts(n: int, seed: int, track: str = "s1", duration_seconds: float = 2.0) -> list[Prompt]:
-    """Training scenes with their captions. Prompt i depends on (track, seed, i) alone."""
-    scenes = training_scenes(n, seed, track, duration_seconds)
-    return [caption(scene, scene_generator("caption", track, seed, i)) for i, scene in enumerate(scenes)]
+def training_prompts(
+    n: int, seed: int, track: str = "s1", duration_seconds: float = 2.0, coverage: float | None = None
+) -> list[Prompt]:
+    """Training scenes with their captions. Prompt i depends on (track, seed, i) and the coverage alone."""
+    found = find_track(track)
+    if coverage is not None:
+        combinations("covered", track, coverage)  # refuses one that does not fit
+    if found.kind == "named":
+        return [named_prompt("training", i, seed, duration_seconds) for i in range(n)]
+    scenes = training_scenes(n, seed, track, duration_seconds, coverage)
+    # graded words are there to be learned, so every caption says them
+    states = found.headline if found.kind == "graded" else None
+    return [caption(scene, scene_generator("caption", track, seed, i), states=states) for i, scene in enumerate(scenes)]
 
 
 def write_collection(
@@ -42,8 +57,11 @@ def write_collection(
     fps: float,
     write_video: Callable[[Path, np.ndarray, float], None],
     progress: Callable[[int, int], None] | None = None,
+    coverage: float | None = None,
 ) -> int:
     """Render a training collection into the folder `out`; returns how many clips had to be rendered.
+
+    `coverage` trains on that share of all combinations instead of the usual ones; its tests are the last tenth.
 
     `write_video(path, frames uint8 f h w c, fps)` writes one file; `progress(done, total)` is called after each clip.
     The same call again renders what is missing and nothing else. UsageError if the folder holds anything else.
@@ -54,10 +72,15 @@ def write_collection(
         raise UsageError(f"track = '{track}' is not known; use one of {', '.join(TRACKS)}")
     if fps <= 0:
         raise UsageError(f"fps = {fps} must be positive")
+    if size.frames < find_track(track).fewest_frames:
+        raise UsageError(f"frames = {size.frames}: clips of track {track} need at least {TRACKS[track].fewest_frames}")
     settings = {"clips": clips, "seed": seed, "track": track, "size": list(size.tuple), "fps": float(fps)}
-    digits = max(5, len(str(clips - 1)))
-    drawn = training_prompts(clips, seed, track, size.frames / fps)
-    prompts = {f"{i:0{digits}}.mp4": prompt for i, prompt in enumerate(drawn)}
+    settings |= {} if coverage is None else {"coverage": coverage}
+    try:
+        drawn = training_prompts(clips, seed, track, size.frames / fps, coverage)
+    except ValueError as error:  # a coverage that does not fit
+        raise UsageError(str(error)) from None
+    prompts = dict(zip(_names(clips, track), drawn, strict=True))
     _claim(out, settings, prompts)
 
     videos = out / VIDEOS_FOLDER
@@ -72,13 +95,33 @@ def write_collection(
             rendered += 1
         if progress is not None:
             progress(done, clips)
-    _write(out / CAPTIONS_FILE, json.dumps({name: prompt.caption for name, prompt in prompts.items()}, indent=1))
+    captions_path = out / captions_file(track)
+    by_stem = captions_path.name == METADATA_FILE
+    captions = {Path(name).stem if by_stem else name: prompt.caption for name, prompt in prompts.items()}
+    _write(captions_path, json.dumps(captions, indent=1))
     return rendered
+
+
+def captions_file(track: str) -> str:
+    """The name of the file that holds a collection's captions."""
+    return METADATA_FILE if find_track(track).kind == "named" else CAPTIONS_FILE
+
+
+def _names(clips: int, track: str) -> list[str]:
+    if find_track(track).kind == "named":
+        return [f"video_{i + 1:03}.mp4" for i in range(clips)]
+    digits = max(5, len(str(clips - 1)))
+    return [f"{i:0{digits}}.mp4" for i in range(clips)]
 
 
 def read_track(path: Path) -> str:
     """The track a collection was drawn from, from its folder or its scenes.json."""
     return str(_read(path)["settings"]["track"])
+
+
+def read_coverage(path: Path) -> float | None:
+    """The share of all combinations a collection trains on; None where it was made without one."""
+    return _read(path)["settings"].get("coverage")
 
 
 def read_scenes(path: Path) -> dict[str, Prompt]:
@@ -101,7 +144,7 @@ def _claim(out: Path, settings: dict[str, Any], prompts: dict[str, Prompt]) -> N
     """Make the folder with its scenes file, or make sure that an existing one is this very collection."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file, a collection is a folder; name another one")
-    clips = {name: asdict(prompt) for name, prompt in prompts.items()}
+    clips = {name: _plain(prompt) for name, prompt in prompts.items()}
     content = json.dumps({"settings": settings, "clips": clips}, indent=1)
     file = out / SCENES_FILE
     if file.exists():
@@ -130,6 +173,15 @@ def _write(file: Path, text: str) -> None:
     partial.replace(file)
 
 
+def _plain(prompt: Prompt) -> dict[str, Any]:
+    """The prompt as JSON values."""
+
+    def known(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in pairs if value is not None or name not in _NEW_KEYS}
+
+    return asdict(prompt, dict_factory=known)
+
+
 def _prompt_from(entry: dict[str, Any]) -> Prompt:
     scene = entry["scene"]
     objects = tuple(
@@ -141,6 +193,7 @@ def _prompt_from(entry: dict[str, Any]) -> Prompt:
             growth=moving["growth"],
             angle=moving["angle"],
             spin=moving["spin"],
+            change_at=moving.get("change_at"),
         )
         for moving in scene["objects"]
     )

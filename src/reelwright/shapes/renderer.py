@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from reelwright.shapes.geometry import pixel_centres, signed_distance
+from reelwright.shapes.geometry import pixel_centres
+from reelwright.shapes.outlines import outline_distance
 from reelwright.shapes.world import BACKGROUNDS, COLOURS, MovingObject, Scene
 from reelwright.types import Size
 
@@ -32,11 +33,15 @@ def render(scene: Scene, size: Size, fps: float) -> np.ndarray:
 
 
 def _draw(video: np.ndarray, moving: MovingObject, seconds: np.ndarray) -> None:
-    """Paint one object over the video, in place."""
+    """Paint one object over the video, in place; `seconds` are the frames' times."""
     _, height, width, _ = video.shape
     x, y = pixel_centres(height, width)
     shape, colour = moving.factors.shape, moving.factors.colour
     assert shape is not None and colour is not None, "a scene's object has a shape and a colour"
+    colours = np.broadcast_to(np.array(COLOURS[colour]), (len(seconds), 3)).copy()
+    if moving.factors.becomes is not None and moving.change_at is not None:
+        colours[seconds >= moving.change_at] = COLOURS[moving.factors.becomes]
+    seconds = own_time(moving, seconds)
     radius = (moving.radius + moving.growth * seconds)[:, None, None]
     angles = [math.radians(moving.angle + moving.spin * float(t)) for t in seconds]
     cosine = np.array([math.cos(a) for a in angles])[:, None, None]
@@ -45,9 +50,22 @@ def _draw(video: np.ndarray, moving: MovingObject, seconds: np.ndarray) -> None:
     along = y[None, :, None] - (moving.start[1] + moving.velocity[1] * seconds)[:, None, None]  # f h 1
     turned_x = cosine * across + sine * along  # f h w
     turned_y = cosine * along - sine * across  # f h w
-    distance = signed_distance(shape, turned_x, turned_y, radius)
+    distance = outline_distance(shape, turned_x, turned_y, radius)
     coverage = np.clip(0.5 - distance * min(height, width), 0.0, 1.0)  # f h w
+    coverage[seconds < 0] = 0.0  # it has not appeared yet
     touched = np.nonzero(coverage)
     amount = coverage[touched][:, None]
     below = video[touched]
-    video[touched] = np.rint(below + amount * (np.array(COLOURS[colour]) - below.astype(np.float64))).astype(np.uint8)
+    video[touched] = np.rint(below + amount * (colours[touched[0]] - below.astype(np.float64))).astype(np.uint8)
+
+
+def own_time(moving: MovingObject, seconds: np.ndarray) -> np.ndarray:
+    """The object's own time at each time of the clip; negative before it appears."""
+    change, at = moving.factors.change, moving.change_at
+    if change is None or at is None:
+        return seconds
+    if change == "bounces":
+        return np.where(seconds <= at, seconds, 2 * at - seconds)
+    if change == "stops":
+        return np.minimum(seconds, at)
+    return seconds - at if change == "appears" else seconds

@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Literal
 
 RGB = tuple[int, int, int]
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 CORE_SHAPES = SHAPES[:3]
+LINE = "line"  # of the three named clips alone
 
 # At least 45 apart from one another in L*a*b*, at least 50 from every background.
 COLOURS: dict[str, RGB] = {
@@ -43,6 +45,7 @@ DIRECTIONS: dict[str, tuple[float, float]] = {
 MOTIONS = (*DIRECTIONS, "growing", "shrinking", "rotating", "still")
 SPEEDS = ("slowly", "quickly")
 SIZES = ("small", "large")
+CHANGES = ("bounces", "stops", "changes colour", "appears")
 REGIONS = ("top left", "top right", "bottom left", "bottom right")
 
 # Each pair of ranges leaves a gap between its two words: a clip's words are never a matter of opinion.
@@ -50,6 +53,25 @@ RADIUS: dict[str, tuple[float, float]] = {"small": (0.085, 0.105), "large": (0.1
 TRAVEL: dict[str, tuple[float, float]] = {"slowly": (0.17, 0.24), "quickly": (0.38, 0.46)}  # over the clip
 GROWTH: dict[str, tuple[float, float]] = {"slowly": (0.30, 0.42), "quickly": (0.66, 0.80)}  # of the mid-clip radius
 TURN: dict[str, tuple[float, float]] = {"slowly": (60.0, 85.0), "quickly": (140.0, 190.0)}  # degrees over the clip
+
+# The graded track says more: words between the two above and beyond them, each with its own range.
+GRADED_RADIUS: dict[str, tuple[float, float]] = {
+    "very small": (0.070, 0.076), "small": RADIUS["small"], "medium": (0.118, 0.127), "large": RADIUS["large"],
+    "very large": (0.185, 0.205),
+}  # fmt: skip
+GRADED_TRAVEL: dict[str, tuple[float, float]] = {
+    "very slowly": (0.10, 0.13), "slowly": TRAVEL["slowly"], "moderately": (0.285, 0.325),
+    "quickly": TRAVEL["quickly"], "very quickly": (0.57, 0.65),
+}  # fmt: skip
+GRADED_GROWTH: dict[str, tuple[float, float]] = {
+    "very slowly": (0.19, 0.23), "slowly": GROWTH["slowly"], "moderately": (0.50, 0.56), "quickly": GROWTH["quickly"],
+    "very quickly": (0.90, 0.95),
+}  # fmt: skip
+GRADED_TURN: dict[str, tuple[float, float]] = {
+    "very slowly": (38.0, 46.0), "slowly": TURN["slowly"], "moderately": (102.0, 118.0), "quickly": TURN["quickly"],
+    "very quickly": (230.0, 270.0),
+}  # fmt: skip
+GRADED_SPEEDS, GRADED_SIZES = tuple(GRADED_TRAVEL), tuple(GRADED_RADIUS)
 
 HEADLINE = ("shape", "colour", "motion")
 
@@ -65,6 +87,8 @@ class Factors:
     speed: str | None = None
     size: str | None = None
     region: str | None = None  # where the object starts
+    change: str | None = None  # what happens in mid-clip; the motion is then the one before it, or after appearing
+    becomes: str | None = None  # the colour after a change of colour
 
     def __post_init__(self) -> None:
         for name, known in FACTOR_VALUES.items():
@@ -82,18 +106,24 @@ class Factors:
 
 
 FACTOR_VALUES: Mapping[str, tuple[str, ...]] = {
-    "shape": SHAPES,
+    "shape": (*SHAPES, LINE),
     "colour": tuple(COLOURS),
     "motion": MOTIONS,
-    "speed": SPEEDS,
-    "size": SIZES,
+    "speed": GRADED_SPEEDS,
+    "size": GRADED_SIZES,
     "region": REGIONS,
+    "change": CHANGES,
+    "becomes": tuple(COLOURS),
 }
 
 
 @dataclass(frozen=True)
 class MovingObject:
-    """One object's words and its state in numbers; at time t seconds it is at start + t * velocity, and so on."""
+    """One object's words and its state in numbers; at time t seconds it is at start + t * velocity, and so on.
+
+    With a change, t is the object's own time: it runs back after a bounce, stands still after a stop, and starts when
+    the object appears.
+    """
 
     factors: Factors
     start: tuple[float, float]  # the centroid at t = 0
@@ -102,6 +132,7 @@ class MovingObject:
     growth: float  # of the radius, per second
     angle: float  # degrees, clockwise as seen, at t = 0
     spin: float  # degrees per second
+    change_at: float | None = None  # seconds into the clip; None where nothing changes
 
 
 @dataclass(frozen=True)
@@ -128,12 +159,23 @@ class Track:
 
     shapes: tuple[str, ...]
     backgrounds: tuple[str, ...]
+    kind: Literal["one", "two", "change", "graded", "named"] = "one"
+    fewest_frames: int = 1  # of a clip in which everything can be seen
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The factors that a headline prompt states."""
+        more = {"change": ("change", "becomes"), "graded": ("speed", "size")}
+        return (*HEADLINE, *more.get(self.kind, ()))
 
 
-# S2 (two objects) and S3 (change over time) will stand beside these two.
 TRACKS: dict[str, Track] = {
     "s1": Track(CORE_SHAPES, ("charcoal",)),
     "s1-hard": Track(SHAPES, tuple(BACKGROUNDS)),
+    "s2": Track(CORE_SHAPES, ("charcoal",), "two"),
+    "s3": Track(CORE_SHAPES, ("charcoal",), "change", fewest_frames=12),
+    "graded": Track(CORE_SHAPES, ("charcoal",), "graded"),
+    "d2": Track(("circle", "square", LINE), ("charcoal",), "named"),
 }
 
 
@@ -144,6 +186,10 @@ def find_track(name: str) -> Track:
     return TRACKS[name]
 
 
-def is_possible(shape: str, motion: str) -> bool:
-    """A turning circle looks like a still one, so the world has none."""
-    return not (shape == "circle" and motion == "rotating")
+def is_possible(shape: str, motion: str, change: str | None = None) -> bool:
+    """A turning circle looks like a still one, so the world has none; what changes moves, and what bounces travels."""
+    if shape == "circle" and motion == "rotating":
+        return False
+    if change == "bounces":
+        return motion in DIRECTIONS
+    return change is None or motion != "still"

@@ -57,17 +57,24 @@ def resolve_precision(name: Precision, device: torch.device) -> Precision:
     return name
 
 
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """The context a forward pass runs in: weights stay float32, matrix products run in `precision`."""
-    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
+def autocast(device: torch.device, precision: Precision, cache: bool = True) -> torch.autocast:
+    """The context a forward pass runs in: weights stay float32, matrix products run in `precision`.
+
+    Without `cache` no copy of the weights in `precision` is kept for a second use within the context.
+    """
+    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32", cache_enabled=cache)
 
 
-def make_accelerator(device: torch.device, precision: Precision) -> Accelerator:
-    """Accelerate's view of the processes `accelerate launch` or `torchrun` started; one process otherwise."""
-    from accelerate import Accelerator
+def make_accelerator(device: torch.device, precision: Precision, in_turns: bool = False) -> Accelerator:
+    """Accelerate's view of the processes `accelerate launch` or `torchrun` started; one process otherwise.
+
+    `in_turns`: a step trains a part of the weights, and the others have no gradient in any process.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
     if AcceleratorState._shared_state:
         AcceleratorState._reset_state()  # a second run in one process may have another precision
-    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=in_turns)
+    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu", kwargs_handlers=[parallel])

@@ -123,7 +123,8 @@ def quantize(network: nn.Module, kind: Literal["fp8", "int8"], beside: tuple[str
         )
     except ImportError:
         raise UsageError(
-            f"model.quantize = {kind}: needs torchao, which is not installed: pip install torchao; or leave it null"
+            f"model.quantize = {kind}: needs torchao, which is not installed: pip install 'reelwright[quantize]'; or "
+            "leave it null"
         ) from None
     config = Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig()
     quantize_(network, config, lambda module, name: isinstance(module, nn.Linear) and not f"{name}.".startswith(beside))
@@ -150,7 +151,11 @@ def add_lora(network: nn.Module, config: LoraConfig, preset: Sequence[str]) -> l
 
 
 def add_updates(network: nn.Module, updates: Mapping[str, Update], adapter: str, scale: float = 1.0) -> None:
-    """Put a finished adapter beside the layers it names, in addition to what is there. Nothing of it trains."""
+    """Put a finished adapter beside the layers it names, in addition to what is there. Nothing of it trains.
+
+    UserError where it was made for other layers, or two would scale the rows of one layer (DoRA): each is made for the
+    weights alone, and they do not add up.
+    """
     layers = linear_layers(network)
     magnitudes = {update.magnitude is not None for update in updates.values()}
     if len(magnitudes) > 1:
@@ -162,6 +167,12 @@ def add_updates(network: nn.Module, updates: Mapping[str, Update], adapter: str,
                 f"the LoRA was made for another model: {name} is {shape[0]} x {shape[1]}, but its matrices are "
                 f"{list(update.up.shape)} and {list(update.down.shape)}"
             )
+    scaled = [name for name, layer in _layers(network) if name in updates and len(layer.lora_magnitude_vector)]
+    if scaled and magnitudes == {True}:
+        raise UserError(
+            f"two LoRAs scale the rows of {scaled[0]} (DoRA), and only one can: leave one of them out, or export a "
+            "model with it (--format diffusers) and add the other to that"
+        )
     rank = max(update.rank for update in updates.values())  # smaller ones are filled up with zeros
     trainable = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     _inject(network, list(updates), adapter, rank, rank, use_dora=magnitudes == {True})
@@ -172,9 +183,10 @@ def add_updates(network: nn.Module, updates: Mapping[str, Update], adapter: str,
             layer.lora_B[adapter].weight.copy_(nn.functional.pad(scale * update.up.float(), (0, missing)))
             if update.magnitude is not None:
                 layer.lora_magnitude_vector[adapter].weight.copy_(update.magnitude.float())
-    every = [key for name, layer in _layers(network) for key in layer.lora_A]
-    for _, layer in _layers(network):
-        layer.set_adapter(list(dict.fromkeys(every)))
+    every = dict.fromkeys(key for _, layer in _layers(network) for key in layer.lora_A)
+    scaling = {key for _, layer in _layers(network) for key in layer.lora_magnitude_vector}
+    for _, layer in _layers(network):  # peft scales what the adapters before it have added
+        layer.set_adapter(sorted(every, key=lambda key: key not in scaling))
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trainable)
 

@@ -33,7 +33,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     except ImportError:
         raise UsageError(
             f"train.optimizer = {config.optimizer}: needs bitsandbytes, which is not installed: pip install "
-            "bitsandbytes; or use adamw"
+            "'reelwright[bnb]'; or use adamw"
         ) from None
     if config.optimizer.startswith("paged") and not trainable[0].is_cuda:
         raise UsageError(f"train.optimizer = {config.optimizer}: pages between GPU and CPU; without a GPU use adamw")

@@ -15,7 +15,7 @@ MAX_EVALUATED = 4096  # videos a split
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 Checkpoint = Annotated[str | None, Field(pattern=r"^((step-)?\d{1,12}|newest)$")]
-SamplerName = Literal["ddpm", "ddim", "euler", "heun", "dpmpp_2m", "unipc"]
+SamplerName = Literal["ddpm", "ddim", "euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc"]
 
 
 class _VideoRequest(Config):
@@ -25,7 +25,7 @@ class _VideoRequest(Config):
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    offload: bool = False
+    offload: Literal["none", "model", "block"] = "none"
     checkpoint: Checkpoint = None  # of a run; None: the best one tracked, else the newest
     raw: bool = False
 

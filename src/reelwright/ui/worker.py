@@ -110,7 +110,8 @@ def generate(task: Task) -> tuple[list[Path], list[str]]:
         raise UsageError(f"a video of {size} (frames x height x width): over {MAX_VIDEO_NUMBERS} pixels; ask for less")
     compute = Compute.resolve(asked["device"], asked["precision"], asked["offload"])
     notes = cut_prompts(task.model.bundle, [asked["prompt"], asked["negative_prompt"]])
-    return run_generate(task.model, request, task.out, asked["format"], compute, task.on_step), notes
+    made = run_generate(task.model, request, task.out, asked["format"], compute, task.on_step, say=notes.append)
+    return made, notes
 
 
 def refine(task: Task) -> tuple[list[Path], list[str]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from reelwright.benchmark.rows import Row, ScoreRow
 from reelwright.bundle import build_bundle
 from reelwright.generate import Compute, decode_latents, generate_videos
 from reelwright.loading import LoadedModel
@@ -18,99 +18,56 @@ from reelwright.models.codec import pixels_to_video
 from reelwright.prepare import open_prepared
 from reelwright.randomness import derive_seed
 from reelwright.recipe import SamplingConfig
-from reelwright.shapes.checker import Reading, read
 from reelwright.shapes.controls import CONTROLS, nearest_training_scenes, shuffled_captions
-from reelwright.shapes.files import SCENES_FILE, VIDEOS_FOLDER, read_scenes, read_track
+from reelwright.shapes.files import SCENES_FILE, VIDEOS_FOLDER, read_coverage, read_scenes, read_track
+from reelwright.shapes.frozen import checker_hash
 from reelwright.shapes.memorisation import memorisation
 from reelwright.shapes.renderer import render
-from reelwright.shapes.scores import Count, Scores, is_right, score
+from reelwright.shapes.scores import AnyReading, confusions, is_right, match_objects, score, wrong_factors
 from reelwright.shapes.splits import prompts as draw_prompts
-from reelwright.shapes.world import HEADLINE, Prompt, Scene
-from reelwright.types import Bundle, UsageError
+from reelwright.shapes.tables import splits_of
+from reelwright.shapes.tracks import Reader, reader_of
+from reelwright.shapes.world import Prompt, Scene, find_track
+from reelwright.types import Bundle, Size, UsageError
 from reelwright.video.write import read_frames
 
-SPLITS = ("in_distribution", "held_out_pairs", "held_out_triples", "paraphrases")
 BATCH = 16
 FEWEST_FRAMES = 4  # of a video the checker reads
 SHOWN_A_SPLIT = 6  # videos on the contact sheet
+WORST = 64  # videos on the sheet of the worst
 
 Progress = Callable[[str, int, int], None]
-ScoreRow = dict[str, Any]  # {"row", "split", "metric", "value", "low", "high", "n"}
+Confusions = dict[str, dict[tuple[str, str | None], int]]  # by factor: (stated, read) -> how often
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: who made the videos of which split, and how they were read."""
+class Shown:
+    """A video of the model beside the renderer's of the same prompt, with what was asked and what was read."""
 
-    name: str
-    split: str
-    scores: Scores
-
-    def figures(self) -> list[ScoreRow]:
-        """The figures as score rows, shares with their Wilson interval."""
-        s = self.scores
-        shares = {
-            "joint accuracy": s.joint,
-            "still joint accuracy": s.still,
-            "abstained": s.abstained,
-            "valid": s.valid,
-        }
-        shares |= {f"{name} accuracy": count for name, count in s.factors.items()}
-        rows = [self._share(metric, count) for metric, count in shares.items() if count.n]
-        plain = {
-            "binding deficit": s.binding_deficit,
-            "direction error (degrees)": s.direction_error_degrees,
-            "path residual (pixels)": s.path_residual_pixels,
-            **{f"diversity of {name}": value for name, value in s.diversity.items()},
-        }
-        return rows + [self._row(metric, value, n=s.joint.n) for metric, value in plain.items() if value is not None]
-
-    def cells(self) -> list[str]:
-        """The row as the printed table shows it."""
-        s = self.scores
-        return [
-            self.name,
-            self.split,
-            with_interval(s.joint),
-            *(f"{s.factors[name].share:.1%}" if name in s.factors else "-" for name in ("shape", "colour", "motion")),
-            f"{s.still.share:.0%} of {s.still.n}" if s.still.n else "-",
-            f"{s.abstained.share:.1%}",
-            str(s.joint.n),
-        ]
-
-    def _share(self, metric: str, count: Count) -> ScoreRow:
-        low, high = wilson_interval(count.k, count.n)
-        return self._row(metric, count.share, low, high, count.n)
-
-    def _row(
-        self, metric: str, value: float, low: float | None = None, high: float | None = None, n: int = 0
-    ) -> ScoreRow:
-        return {
-            "row": self.name, "split": self.split, "metric": metric, "value": value, "low": low, "high": high, "n": n
-        }  # fmt: skip
-
-
-HEADERS = ["row", "split", "joint accuracy", "shape", "colour", "motion", "still apart", "abstained", "n"]
-
-
-def with_interval(count: Count) -> str:
-    if not count.n:
-        return "-"
-    low, high = wilson_interval(count.k, count.n)
-    return f"{count.share:.1%} [{low:.1%}, {high:.1%}]"
+    rendered: np.ndarray
+    video: np.ndarray
+    label: str
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """Everything one evaluation of a model on moving shapes gave."""
 
+    track: str
     rows: list[Row]
     memorised: list[ScoreRow]
     shown: list[tuple[np.ndarray, str]]  # videos with what was asked and what was read, for a contact sheet
+    confusions: dict[str, Confusions]  # of the model: on the first split, and on all others together
+    worst: list[Shown]  # over all splits, those with most factors wrong first
 
 
 def is_shapes_collection(folder: Path) -> bool:
     return (folder / SCENES_FILE).is_file()
+
+
+def checker_of(data: Path) -> str:
+    """The hash of the checker that reads a collection's videos; that of one object where it is none of ours."""
+    return checker_hash(read_track(data) if is_shapes_collection(data) else "s1")
 
 
 def run_benchmark(
@@ -126,13 +83,17 @@ def run_benchmark(
 
     UsageError for an unknown split, or where the model was not trained on a shapes collection.
     """
-    asked = _asked(model, num_prompts, tuple(splits) or SPLITS, seed)
-    fps = model.recipe.data.fps
+    track, asked = _asked(model, num_prompts, tuple(splits), seed)
+    fps, reader = model.recipe.data.fps, reader_of(track)
+
+    def read_all(videos: Sequence[np.ndarray], name: str) -> list[AnyReading]:
+        return _read_all(videos, fps, reader, f"checking {name}", progress)
+
     made: dict[str, list[np.ndarray]] = {}
     for split, prompts in asked.items():
         seeds = [derive_seed("evaluate", seed, split, i) for i in range(len(prompts))]
         made[split] = _generate(model.bundle, prompts, seeds, model, sampling, compute, f"generating {split}", progress)
-    readings = {split: _read_all(videos, fps, f"checking {split}", progress) for split, videos in made.items()}
+    readings = {split: read_all(videos, split) for split, videos in made.items()}
     rows = [_row("model", split, prompts, readings[split]) for split, prompts in asked.items()]
     shown = [
         (video, _label(prompt, reading))
@@ -144,41 +105,60 @@ def run_benchmark(
     rows.append(_row("model, shuffled captions", first, shuffled, readings[first]))
     training = training_scenes(model)
     controls = _control_videos(model, sampling, compute, prompts, made[first], training, seed, progress)
-    control_readings = {name: _read_all(videos, fps, f"checking {name}", progress) for name, videos in controls.items()}
+    control_readings = {name: read_all(videos, name) for name, videos in controls.items()}
     rows += [_row(name, first, prompts, of_control) for name, of_control in control_readings.items()]
-    return Benchmark(rows, _memorised(training, readings[first], control_readings["renderer"]), shown)
+    return Benchmark(
+        track=track,
+        rows=rows,
+        memorised=_memorised(training, readings[first], control_readings["renderer"]),
+        shown=shown,
+        confusions=_confusions(asked, readings),
+        worst=_worst(asked, made, readings, {first: controls["renderer"]}, model.recipe.size, fps),
+    )
 
 
 def read_collection(folder: Path, limit: int, progress: Progress) -> Row:
-    """Read a shapes collection's own files: what the checker says of real mp4 files of which all is known."""
+    """Read a shapes collection's own files: what the checker says of real video files of which all is known."""
     prompts = list(read_scenes(folder).items())[:limit]
+    track = read_track(folder)
+    reader, headline = reader_of(track), find_track(track).headline
     pairs = []
     for number, (name, prompt) in enumerate(prompts, start=1):
         video, fps = read_frames(folder / VIDEOS_FOLDER / name)
         # a clip shows all its factors, whether its caption states them or not
-        shown = [obj.factors.only(HEADLINE) for obj in prompt.scene.objects]
-        pairs.append((replace(prompt, stated=tuple(shown)), read(video, fps)))
+        shown = tuple(obj.factors.only(headline) for obj in prompt.scene.objects)
+        try:
+            pairs.append((replace(prompt, stated=shown), reader(video, fps)))
+        except ValueError as error:
+            raise UsageError(f"{folder / VIDEOS_FOLDER / name}: cannot be checked: {error}") from None
         progress("checking", number, len(prompts))
     return Row("files", "as rendered", score(pairs))
 
 
-def _asked(model: LoadedModel, num_prompts: int, splits: Sequence[str], seed: int) -> dict[str, list[Prompt]]:
-    """The prompts of each split. UsageError where the model or a split's name does not fit the benchmark."""
-    unknown = [name for name in splits if name not in SPLITS]
-    if unknown:
-        raise UsageError(f"--split {unknown[0]}: not a split; known: {', '.join(SPLITS)}")
+def _asked(
+    model: LoadedModel, num_prompts: int, splits: Sequence[str], seed: int
+) -> tuple[str, dict[str, list[Prompt]]]:
+    """The track, and the prompts of each split. UsageError where the model or a split's name does not fit."""
     data, frames = model.recipe.data, model.recipe.size.frames
     if not is_shapes_collection(data.path):
         raise UsageError(
             f"metric shapes: {data.path} has no {SCENES_FILE}; this model was not trained on moving shapes "
             "(make some with: reelwright shapes OUT)"
         )
-    if frames < FEWEST_FRAMES:
-        raise UsageError(f"metric shapes: videos of {frames} frames; the checker needs at least {FEWEST_FRAMES}")
-    track = read_track(data.path)
-    return {
-        name: draw_prompts(name, num_prompts, seed, track, duration_seconds=frames / data.fps)  # pyright: ignore[reportArgumentType]
-        for name in splits
+    track, coverage = read_track(data.path), read_coverage(data.path)
+    known = splits_of(track, coverage)
+    unknown = [name for name in splits if name not in known]
+    if unknown:
+        of_track = f"track {track}" + ("" if coverage is None else f", coverage {coverage:g}")
+        raise UsageError(f"--split {unknown[0]}: not a split of {of_track}; known: {', '.join(known)}")
+    fewest = max(FEWEST_FRAMES, find_track(track).fewest_frames)
+    if frames < fewest:
+        raise UsageError(f"metric shapes: videos of {frames} frames; the checker of {track} needs at least {fewest}")
+    seconds = frames / data.fps
+    chosen = [name for name in splits if name in known] or known
+    return track, {
+        name: draw_prompts(name, num_prompts, seed, track, duration_seconds=seconds, coverage=coverage)  # pyright: ignore[reportArgumentType]
+        for name in chosen
     }
 
 
@@ -198,16 +178,53 @@ def _generate(
     )  # fmt: skip
 
 
-def _read_all(videos: Sequence[np.ndarray], fps: float, stage: str, progress: Progress) -> list[Reading]:
+def _read_all(
+    videos: Sequence[np.ndarray], fps: float, reader: Reader, stage: str, progress: Progress
+) -> list[AnyReading]:
     readings = []
     for number, video in enumerate(videos, start=1):
-        readings.append(read(video, fps))
+        readings.append(reader(video, fps))
         progress(stage, number, len(videos))
     return readings
 
 
-def _row(name: str, split: str, prompts: Sequence[Prompt], readings: Sequence[Reading]) -> Row:
+def _row(name: str, split: str, prompts: Sequence[Prompt], readings: Sequence[AnyReading]) -> Row:
     return Row(name, split, score(zip(prompts, readings, strict=True)))
+
+
+def _confusions(asked: dict[str, list[Prompt]], readings: dict[str, list[AnyReading]]) -> dict[str, Confusions]:
+    """What was read of each stated value: on the first split, and on the others together."""
+    first, *others = asked
+    groups = {first: [first], ", ".join(others): others} if others else {first: [first]}
+    return {
+        name: confusions(pair for split in splits for pair in zip(asked[split], readings[split], strict=True))
+        for name, splits in groups.items()
+    }
+
+
+def _worst(
+    asked: dict[str, list[Prompt]],
+    made: dict[str, list[np.ndarray]],
+    readings: dict[str, list[AnyReading]],
+    rendered: dict[str, list[np.ndarray]],
+    size: Size,
+    fps: float,
+) -> list[Shown]:
+    """The videos with most stated factors wrong, those of equally many in order; none that are right."""
+    wrong = [
+        (-wrong_factors(prompt, reading), split, i)
+        for split, prompts in asked.items()
+        for i, (prompt, reading) in enumerate(zip(prompts, readings[split], strict=True))
+    ]
+    chosen = [(split, i) for count, split, i in sorted(wrong, key=lambda item: item[0]) if count < 0][:WORST]
+    return [
+        Shown(
+            rendered[split][i] if split in rendered else render(asked[split][i].scene, size, fps),
+            made[split][i],
+            f"{split}: {_label(asked[split][i], readings[split][i])}",
+        )
+        for split, i in chosen
+    ]
 
 
 def _control_videos(
@@ -222,7 +239,7 @@ def _control_videos(
 ) -> dict[str, list[np.ndarray]]:
     """What the model's figure must be held against; the checker is broken where the renderer's row is below 99 %."""
     size, fps = model.recipe.size, model.recipe.data.fps
-    rendered = [render(prompt.scene, size, fps) for prompt in prompts]
+    rendered = _render_all([prompt.scene for prompt in prompts], size, fps, "rendering", progress)
     nearest = nearest_training_scenes(prompts, training, seed)
     seeds = list(range(len(prompts)))
     untrained = _untrained(model)
@@ -232,9 +249,17 @@ def _control_videos(
         "untrained model": _generate(
             untrained, prompts, seeds, model, sampling, compute, "generating untrained", progress
         ),
-        "nearest training clip": [render(scene, size, fps) for scene in nearest],
+        "nearest training clip": _render_all(nearest, size, fps, "rendering the nearest", progress),
         **{f"model, {name}": [spoil(video, seed) for video in videos] for name, spoil in CONTROLS.items()},
     }
+
+
+def _render_all(scenes: Sequence[Scene], size: Size, fps: float, stage: str, progress: Progress) -> list[np.ndarray]:
+    videos = []
+    for number, scene in enumerate(scenes, start=1):
+        videos.append(render(scene, size, fps))
+        progress(stage, number, len(scenes))
+    return videos
 
 
 def training_scenes(model: LoadedModel) -> list[Scene]:
@@ -268,9 +293,9 @@ def through_codec(bundle: Bundle, videos: Sequence[np.ndarray], compute: Compute
     return result
 
 
-def _memorised(training: list[Scene], readings: list[Reading], fresh: list[Reading]) -> list[ScoreRow]:
+def _memorised(training: list[Scene], readings: list[AnyReading], fresh: list[AnyReading]) -> list[ScoreRow]:
     """Distance to the nearest training clip in state space, beside fresh renders of the same prompts."""
-    readable = sum(reading.trajectory is not None for reading in readings)
+    readable = sum(reading.valid for reading in readings)
     base = {"row": "model", "split": "memorisation"}
     if not readable:
         return [{**base, "metric": "videos with a readable object", "value": 0.0, "low": None, "high": None,
@@ -288,7 +313,7 @@ def _memorised(training: list[Scene], readings: list[Reading], fresh: list[Readi
     ]  # fmt: skip
 
 
-def _label(prompt: Prompt, reading: Reading) -> str:
-    read_factors = " ".join(reading.factors.stated().values()) or "nothing"
+def _label(prompt: Prompt, reading: AnyReading) -> str:
+    words = [" ".join(one.reading.factors.stated().values()) or "nothing" for one in match_objects(prompt, reading)]
     verdict = "right" if is_right(prompt, reading) else "wrong"
-    return f"{prompt.caption}: {verdict}, read {read_factors}"
+    return f"{prompt.caption}: {verdict}, read {' and '.join(words)}"

@@ -1,0 +1,159 @@
+"""The trained autoencoder: what it promises of its latents, that training lowers its error, and that it repeats."""
+
+import pytest
+import torch
+
+from reelwright.models.autoencoder import AutoencoderConfig
+from reelwright.models.autoencoder_fit import augmented
+from reelwright.models.codec import video_to_pixels
+from reelwright.types import Codec, Compression, UserError
+
+torch.set_num_threads(1)
+
+TINY = AutoencoderConfig(
+    block=(4, 8, 8), channels=8, patch=(2, 4, 4), patch_channels=24, width=24, heads=2, encoder_depth=1,
+    decoder_depth=1, steps=240, batch_size=8, learning_rate=8e-3, augment=False,
+)  # fmt: skip
+
+
+def moving_squares(count: int, size: tuple[int, int, int] = (4, 16, 16)) -> list[torch.Tensor]:
+    """Float `1 3 f h w`: a square of some colour that moves to the right or down."""
+    generator = torch.Generator().manual_seed(0)
+    videos = []
+    for _ in range(count):
+        frames, height, width = size
+        video = torch.full((1, 3, *size), -0.8)
+        top = int(torch.randint(0, height - 8, (1,), generator=generator))
+        left = int(torch.randint(0, width - 8, (1,), generator=generator))
+        colour = torch.rand(3, 1, 1, generator=generator) * 2 - 1
+        for f in range(frames):
+            video[0, :, f, top : top + 5, left + f : left + f + 5] = colour
+        videos.append(video)
+    return videos
+
+
+def trained(**changes):
+    codec = TINY.model_copy(update=changes).build()
+    codec.fit(moving_squares(24))
+    return codec
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return trained()
+
+
+def squared_error(codec, videos) -> float:
+    video = torch.cat(videos)
+    return float((codec.decode(codec.encode(video).mean) - video).square().mean())
+
+
+def test_latents_have_their_size_and_unit_variance(codec):
+    assert isinstance(codec, Codec) and codec.compression == Compression(4, 8, 8)
+    latents = codec.encode(torch.cat(moving_squares(24)))
+    assert latents.logvar is None
+    assert latents.mean.shape == (24, 8, 1, 2, 2) and latents.mean.dtype == torch.float32
+    assert latents.mean.mean((0, 2, 3, 4)).abs().max() < 0.3
+    assert (latents.mean.std((0, 2, 3, 4)) - 1).abs().max() < 0.3
+    decoded = codec.decode(3 * latents.mean)
+    assert decoded.shape == (24, 3, 4, 16, 16) and decoded.abs().max() <= 1
+
+
+def test_training_lowers_the_error(codec):
+    videos = moving_squares(24)
+    mean = torch.cat(videos).mean(0, keepdim=True)
+    assert squared_error(codec, videos) < 0.5 * squared_error(trained(steps=4), videos)
+    assert squared_error(codec, videos) < 0.5 * float((torch.cat(videos) - mean).square().mean())
+
+
+def test_noise_in_training_makes_latents_robust(codec):
+    videos = torch.cat(moving_squares(24))
+    noise = torch.randn((24, 8, 1, 2, 2), generator=torch.Generator().manual_seed(1))
+
+    def error_under_noise(one) -> float:
+        return float((one.decode(0.6 * one.encode(videos).mean + 0.4 * noise) - videos).square().mean())
+
+    assert error_under_noise(codec) < error_under_noise(trained(latent_noise=0.0))
+
+
+def test_other_sizes_than_those_trained_on(codec):
+    assert codec.decode(codec.encode(moving_squares(1, (8, 24, 32))[0]).mean).shape == (1, 3, 8, 24, 32)
+
+
+def test_clips_of_several_sizes_train_together():
+    codec = TINY.model_copy(update={"steps": 3}).build()
+    codec.fit([*moving_squares(6), *moving_squares(5, (4, 16, 24))])
+    assert codec.fitted
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_fit_repeats_whatever_came_before_it(augment):
+    first = trained(steps=6, augment=augment)
+    torch.rand(7)
+    assert trained(steps=6, augment=augment).fingerprint() == first.fingerprint()
+    assert trained(steps=7, augment=augment).fingerprint() != first.fingerprint()
+    assert trained(steps=6, augment=not augment).fingerprint() != first.fingerprint()
+
+
+def test_state_dict_holds_it_whole(codec):
+    loaded = TINY.build()
+    with pytest.raises(ValueError, match="is not trained"):
+        loaded.encode(moving_squares(1)[0])
+    loaded.load_state_dict(codec.state_dict())
+    video = moving_squares(2)[1]
+    assert loaded.fingerprint() == codec.fingerprint()
+    assert torch.equal(loaded.encode(video).mean, codec.encode(video).mean)
+    assert not any(parameter.requires_grad for parameter in codec.parameters()) and not codec.training
+
+
+def test_only_so_many_clips_are_trained_on():
+    read = []
+
+    class Videos:
+        def __len__(self):
+            return 24
+
+        def __iter__(self):
+            for number, video in enumerate(moving_squares(24)):
+                read.append(number)
+                yield video
+
+    few = TINY.model_copy(update={"steps": 2, "fit_clips": 6}).build()
+    few.fit(Videos())
+    evenly = TINY.model_copy(update={"steps": 2, "fit_clips": 6}).build()
+    evenly.fit(moving_squares(24)[::4])
+    assert read == list(range(24))
+    assert few.fingerprint() == evenly.fingerprint()
+
+
+def test_augmented_clips_hold_the_same_pixels():
+    pixels = video_to_pixels(torch.cat(moving_squares(3)))
+    seen = set()
+    for seed in range(24):
+        made = augmented(pixels, torch.Generator().manual_seed(seed))
+        assert made.shape == pixels.shape
+        assert torch.equal(made.flatten().sort().values, pixels.flatten().sort().values)
+        seen.add(bytes(made.contiguous().numpy().tobytes()))
+    assert len(seen) > 12
+    oblong = pixels[:, :, :8]
+    assert all(augmented(oblong, torch.Generator().manual_seed(s)).shape == oblong.shape for s in range(8))
+
+
+def test_nothing_to_train_on():
+    with pytest.raises(UserError, match="no clip"):
+        TINY.build().fit([])
+    with pytest.raises(UserError, match="do not vary"):
+        TINY.build().fit([torch.zeros(1, 3, 4, 16, 16)] * 12)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"block": (4, 6, 8)}, "whole multiples of patch"),
+        ({"width": 20, "heads": 3}, "head dimension"),
+        ({"patch_channels": 97}, "has only 96 numbers"),
+    ],
+)
+def test_settings_that_cannot_be(settings, said):
+    with pytest.raises(ValueError, match=said):
+        AutoencoderConfig(**{**TINY.model_dump(), **settings})
