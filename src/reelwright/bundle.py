@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reelwright.data.cache import write_atomic
+from reelwright.data.sealed import write_atomic
 from reelwright.diffusion.objective import Objective
 from reelwright.models.foreign import content_hash
 from reelwright.pretrained.base import PretrainedDenoiser

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from reelwright.data import cache as cache_module
 from reelwright.data import lock, tensorfile
-from reelwright.data.cache import Cache, CacheDamaged, read_json, write_json
+from reelwright.data.cache import Cache, CacheDamaged
+from reelwright.data.sealed import read_json, write_json
 from reelwright.data.tensorfile import TensorFile
 from reelwright.types import UserError
 

@@ -15,7 +15,6 @@ again by the next `pack`; nothing ever needs cleaning by hand.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import time
 from collections import OrderedDict
@@ -32,8 +31,8 @@ from torch import Tensor
 
 from reelwright.data.fingerprints import SCHEMA, FileHashes, Journal
 from reelwright.data.lock import locked
+from reelwright.data.sealed import read_json, sealed, unreadable, unsealed, write_atomic, write_json
 from reelwright.data.tensorfile import Stored, TensorFile, bytes_of, item_checksum, open_files_limit
-from reelwright.durable import replace_file
 from reelwright.types import UserError
 
 PACK_ITEMS = 1024  # pending items that are packed at once
@@ -116,7 +115,7 @@ class Cache:
             return
         about = _about(kind, plain)
         path = self._pending / f"{_name(kind, plain)}.safetensors"
-        write_atomic(path, save(_flat(plain), metadata={"about": _sealed(about)}), sync_folder=False)
+        write_atomic(path, save(_flat(plain), metadata={"about": sealed(about)}), sync_folder=False)
         self._files.pop(path, None)
         self._waiting.update(_entries(path, about))
         if len(self._waiting) >= PACK_ITEMS or sum(e.num_bytes for e in self._waiting.values()) >= PACK_BYTES:
@@ -347,7 +346,7 @@ def damaged(path: Path, what: str, key: str = "") -> CacheDamaged:
 def _trouble(path: Path, error: Exception, key: str = "") -> UserError:
     """What to say of a file: damaged where its content is wrong, not where the system did not let it be read."""
     if isinstance(error, OSError):
-        return UserError(f"{path}: cannot be read ({error.strerror or error}); it is kept, try again once it can be")
+        return unreadable(path, error)
     return damaged(path, str(error), key)
 
 
@@ -379,7 +378,7 @@ def _entries(file: Path, about: Mapping[str, Any]) -> dict[str, _Entry]:
 def _about_of(file: TensorFile) -> dict[str, Any]:
     """The index a pending file carries in its metadata. ValueError where it is damaged."""
     sealed = file.metadata.get("about")
-    about = {} if sealed is None else _unsealed(sealed.encode())
+    about = {} if sealed is None else unsealed(sealed.encode())
     if about is None:
         raise ValueError("its index does not match its checksum")
     return about
@@ -390,41 +389,3 @@ def is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
     return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
-
-
-def write_atomic(path: Path, data: bytes, sync_folder: bool = True) -> None:
-    """Write a file that is there completely or not at all, whenever the process or the machine stops.
-
-    Without `sync_folder` a power failure may still take the whole file back.
-    """
-    try:
-        replace_file(path, data, sync_folder)
-    except OSError as error:
-        raise UserError(f"{path}: {len(data)} bytes cannot be written: {error.strerror or error}") from error
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """JSON with the checksum of its own text, written atomically."""
-    write_atomic(path, _sealed(content).encode())
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """What `write_json` wrote; None where the text is not what was written. FileNotFoundError; UserError."""
-    try:
-        return _unsealed(path.read_bytes())
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise _trouble(path, error) from None
-
-
-def _sealed(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, separators=(",", ":"))
-    return f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n"
-
-
-def _unsealed(data: bytes) -> dict[str, Any] | None:
-    text, _, checksum = data.rstrip(b"\n").rpartition(b"\n")
-    if hashlib.sha256(text).hexdigest().encode() != checksum:
-        return None
-    return json.loads(text)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from reelwright.data.cache import Cache, CacheDamaged, is_finite, read_json, write_json
+from reelwright.data.cache import Cache, CacheDamaged, is_finite
+from reelwright.data.sealed import read_json, write_json
 from reelwright.data.sources import Dropped
 from reelwright.randomness import keyed_generator
 from reelwright.types import Batch, Posterior, Size, Text, UserError

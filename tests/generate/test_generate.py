@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import reelwright.generate as generate_verb
+import reelwright.generate.sampling as sampling
 from reelwright import __version__
 from reelwright.diffusion.sampler import SAMPLERS
 from reelwright.generate import Compute, Request, generate_videos, output_paths, run_generate
@@ -245,7 +245,7 @@ def test_progress_counts_every_step(model, tmp_path):
 )
 def test_mistakes_are_told_before_anything_is_sampled(run_cli, trained_run, tmp_path, monkeypatch, arguments, told):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(generate_verb, "sample_latents", lambda *_: pytest.fail("sampled first"))
+    monkeypatch.setattr(sampling, "sample_latents", lambda *_: pytest.fail("sampled first"))
     result = run_cli("generate", trained_run, *arguments)
     assert result.code == 2 and told in result.err and "Traceback" not in result.err
     assert result.err.count("reelwright:") == 1 and not list(tmp_path.iterdir())
