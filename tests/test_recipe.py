@@ -101,6 +101,25 @@ def test_a_terminal_sigma_wants_even_steps_of_a_flow() -> None:
         parse("sampling.shift_terminal=1")
 
 
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("text={type: native}", r"text\.type = native: model\.mode = image starts from a picture"),
+        ("codec={type: pca}", r"codec\.type = pca: model\.mode = image needs the autoencoder"),
+    ],
+)
+def test_a_model_that_sees_pictures_takes_no_captions_and_its_own_codec(override: str, said: str) -> None:
+    svd = ("model.type=svd", "model.mode=image", "model.model=someone/svd")
+    assert parse(*svd).text.type == "clip_image"
+    with pytest.raises(UsageError, match=said):
+        parse(*svd, override)
+
+
+def test_a_subfolder_that_is_left_empty_is_named() -> None:
+    with pytest.raises(UsageError, match=r"model\.subfolder"):
+        parse("model.type=wan", "model.model=someone/wan", "model.subfolder=null")
+
+
 def test_what_may_change_are_fields_there_are() -> None:
     fields = dotted_fields(Recipe)
     assert "train.learning_rate" in fields and "codec.block" in fields, "the walk reaches leaves and unions"

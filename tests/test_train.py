@@ -148,6 +148,11 @@ def logged_steps(run: RunDirectory) -> list[tuple[int, str]]:
     return [(int(match[1]), match[2]) for match in matches if match]
 
 
+def test_windows_that_do_not_fit_are_refused_before_the_first_step(tiny):
+    with pytest.raises(UsageError, match=r"window_frames = 6: .*; 0 takes all frames at once"):
+        train(tiny("sampling.window_frames=6"), on_step=lambda *_: pytest.fail("stepped"), say=lambda _: None)
+
+
 def test_more_steps_may_be_asked_for(tiny):
     quietly(tiny("train.steps=4"))
     outcome = quietly(tiny("train.steps=6", "train.log_every=1", "sampling.steps=2"))

@@ -164,6 +164,8 @@ class Recipe(Config):
                 f"sampling.guidance_low = {self.sampling.guidance_low:g}: is for models of two experts (model.expert); "
                 "leave it out"
             )
+        if isinstance(self.model, FamilyConfig):
+            self.model.check_parts(self.codec.type, self.text.type)
         grid = self.objective.build().schedule.grid
         if grid is not None and self.sampling.steps > grid:
             raise ValueError(
@@ -196,7 +198,7 @@ def _fill_in_companions(values: dict[str, Any]) -> None:
     family = FAMILIES.get(model.get("type", "")) if isinstance(model, dict) else None
     if family is None or not isinstance(model, dict):
         return
-    if not all(isinstance(model.get(name) or "", str) for name in ("model", "subfolder")):
+    if not isinstance(model.get("model") or "", str) or not isinstance(model.get("subfolder", ""), str):
         return  # the recipe is refused for that
     family.check_place(model)
     try:

@@ -17,7 +17,7 @@ from reelwright.bundle import DenoisingLoss, build_bundle, draw, objective_of_st
 from reelwright.data.buckets import BucketSampler, bucket_cost, micro_batches
 from reelwright.data.replacement import ReplacingReader
 from reelwright.export import export_final
-from reelwright.generate import Compute, decode_latents, sample_latents
+from reelwright.generate import Compute, decode_latents, fitting_latent_size, sample_latents
 from reelwright.heldout import held_out_loss
 from reelwright.loading import beginning
 from reelwright.prepare import Prepared, open_prepared, prepare
@@ -96,6 +96,7 @@ def train(
         bundle = build_bundle(recipe, frozen_text_width=prepared.manifest.about["text_width"])
         resumed = checkpoints.newest_valid(run.checkpoints, log)
         bundle, adapted = beginning(bundle, recipe, fresh=resumed is None)
+        fitting_latent_size(bundle, recipe.size, recipe.sampling)  # what samples will need, before hours of training
         loss_module = DenoisingLoss(bundle).to(device)
         trained, parameters = freeze(loss_module, config.freeze, config.train_only)
         optimizer = build_optimizer(loss_module, config)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from reelwright.models import autoencoder_fit
 from reelwright.models.autoencoder import AutoencoderConfig
 from reelwright.models.autoencoder_fit import augmented
 from reelwright.models.codec import video_to_pixels
@@ -124,6 +125,17 @@ def test_only_so_many_clips_are_trained_on():
     evenly.fit(moving_squares(24)[::4])
     assert read == list(range(24))
     assert few.fingerprint() == evenly.fingerprint()
+
+
+def test_every_size_has_its_share_of_the_memory(monkeypatch):
+    """Clips of two sizes in turn, and room for a third of them all."""
+    small, large = moving_squares(30), moving_squares(30, (4, 32, 32))
+    clips = [clip for pair in zip(small, large, strict=True) for clip in pair]
+    monkeypatch.setattr(autoencoder_fit, "MEMORY_BYTES", sum(clip.numel() for clip in clips) // 3)
+    held = autoencoder_fit._held_in_memory(clips, 1000)
+    numbers = {group.shape[2]: len(group) for group in held}
+    assert numbers.keys() == {16, 32} and min(numbers.values()) >= 6 and abs(numbers[16] - numbers[32]) <= 6
+    assert sum(group.numel() for group in held) <= autoencoder_fit.MEMORY_BYTES
 
 
 def test_augmented_clips_hold_the_same_pixels():

@@ -252,7 +252,7 @@ def test_what_a_worker_cannot_mend_comes_as_one_message(session, own, monkeypatc
 def test_a_worker_that_sees_other_files_or_weights_says_so(own, tmp_path):
     recipe = own("cache")
     prepared(recipe)
-    told = ray_engine._Told(recipe, "another", str(tmp_path), reelwright.__version__, 1)
+    told = ray_engine._Told(recipe, "another", "", str(tmp_path), reelwright.__version__, 1)
     block = {name: np.array([]) for name in ("place", "piece", "frames", "reason")}
     with pytest.raises(UserError, match="other weights than this one"):
         ray_engine._Encode(told, "cpu")(block)

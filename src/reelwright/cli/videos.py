@@ -48,6 +48,9 @@ def generate(
     num_videos: Annotated[int, typer.Option(min=1, help="videos a prompt, seeds counting up")] = 1,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    guidance_low: Annotated[
+        float | None, typer.Option(min=0, help="of the expert for low noise, in models of two experts")
+    ] = None,
     negative_prompt: NegativePrompt = "",
     sampler: SamplerOption = None,
     seed: SeedOption = 0,
@@ -66,7 +69,8 @@ def generate(
     checkpoint: CheckpointOption = None,
     raw: RawFlag = False,
     lora: Annotated[
-        list[str] | None, typer.Option(metavar="FILE[:SCALE]", help="a LoRA to add; may be given several times")
+        list[str] | None,
+        typer.Option(metavar="FILE[:EXPERT][:SCALE]", help="a LoRA to add; may be given several times"),
     ] = None,
     from_clip: Annotated[Path | None, typer.Option("--from", help="repeat what made this clip")] = None,
     overwrite: OverwriteFlag = False,
@@ -79,7 +83,7 @@ def generate(
 
     request = Request(
         tuple(prompt or ()) or (("",) if image else ()), num_videos, seed, negative_prompt, sampler, steps, guidance,
-        window_frames=window, frames=frames, width=width, height=height, fps=fps,
+        guidance_low=guidance_low, window_frames=window, frames=frames, width=width, height=height, fps=fps,
         image=str(image) if image else None,
     )  # fmt: skip
     made: dict[str, object] = {}

@@ -22,7 +22,7 @@ from reelwright.data.resize import fit
 from reelwright.types import Size, VideoFile
 
 PORTION_BYTES = 32 << 20  # of pictures that are asked for at once
-_LONGEST_DESCRIPTION = 200  # letters
+_LONGEST_DESCRIPTION = 64  # letters, of up to 12 bytes each as JSON
 
 
 @dataclass(frozen=True)

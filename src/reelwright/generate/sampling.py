@@ -250,7 +250,7 @@ def latent_window(bundle: Bundle, sampling: SamplingConfig, count: int) -> tuple
     try:
         size = unit.latent_size(Size(frames, unit.height, unit.width)).frames
     except ValueError as error:
-        raise UsageError(f"window_frames = {frames}: {error}") from None
+        raise UsageError(f"window_frames = {frames}: {error}; 0 takes all frames at once") from None
     if size >= count:
         return count, 0
     mixed = getattr(bundle.denoiser, "mixes_frames", True)

@@ -7,16 +7,19 @@ their files (device, inode, size, mtime, ctime), without loading or hashing anyt
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from reelwright import __version__
 from reelwright.data.fingerprints import FileFacts, Journal
 from reelwright.recipe import Recipe
 from reelwright.types import Text, UserError
 
 JOURNAL = "fingerprints.jsonl"  # in the cache's folder
+FINGERPRINTS = 1  # to be raised when a `fingerprint()` or a prompt template of ours changes
 
 
 def remembered(recipe: Recipe, group: str, compute: Callable[[], str]) -> str:
@@ -38,7 +41,7 @@ def _name(recipe: Recipe, group: str) -> str:
     if group == "model":
         settings["start_from"] = str(recipe.train.start_from)
     versions = [version(library) for library in ("torch", "transformers", "diffusers")]
-    return json.dumps([settings, versions], sort_keys=True)
+    return json.dumps([settings, versions, __version__, FINGERPRINTS], sort_keys=True)
 
 
 def _files(recipe: Recipe, group: str) -> list[Path]:
@@ -66,7 +69,18 @@ def _place(source: str) -> Path | None:
 
 
 def _within(place: Path) -> list[Path]:
-    return [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+    """The file, or every file below the folder, those behind links to folders too."""
+    if place.is_file():
+        return [place]
+    found: list[Path] = []
+    entered: set[Path] = set()  # a link may lead back up
+    for folder, below, names in os.walk(place, followlinks=True):
+        if (real := Path(folder).resolve()) in entered:
+            below.clear()
+            continue
+        entered.add(real)
+        found += [path for name in names if (path := Path(folder) / name).is_file()]
+    return found
 
 
 class DeferredText:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,7 +31,7 @@ def train_autoencoder(
     """Everything of `codec` that is fitted or trained: components, weights, the latents' mean and deviation."""
     config, device = codec.config, codec.latent_std.device
     clips = _held_in_memory(videos, config.fit_clips)  # uint8 n f h w 3 each, one a size
-    codec.components.fit([pixels_to_video(clip[None]) for group in clips for clip in group])
+    codec.components.fit(_AsVideos(clips))
     codec.components.to(device)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
@@ -76,21 +76,36 @@ def augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _held_in_memory(videos: Iterable[Tensor], most: int) -> list[Tensor]:
-    """The clips as bytes, those of one size together: at most `most` of them, and as many as MEMORY_BYTES take."""
+    """The clips as bytes, those of one size together: at most `most`, evenly taken, of MEMORY_BYTES in all."""
     groups: dict[torch.Size, list[Tensor]] = {}
     count = len(videos) if isinstance(videos, Sized) else most
-    kept = number = 0
+    kept = seen = seen_bytes = held_bytes = 0
     for video in videos:
         for clip in video_to_pixels(video):  # f h w 3
-            room = max(1, min(most, MEMORY_BYTES // clip.numel()))
-            stride = max(1.0, count / room)
-            if number >= kept * stride and kept < room:
+            seen_bytes += clip.numel()
+            room = max(1, min(most, MEMORY_BYTES * (seen + 1) // seen_bytes))  # clips of the mean size so far
+            if seen >= kept * max(1.0, count / room) and (held_bytes + clip.numel() <= MEMORY_BYTES or not kept):
                 groups.setdefault(clip.shape, []).append(clip)
-                kept += 1
-            number += 1
+                kept, held_bytes = kept + 1, held_bytes + clip.numel()
+            seen += 1
     if not groups:
         raise UserError("codec: there is no clip to train the autoencoder on")
-    return [torch.stack(group) for group in groups.values()]
+    return [torch.stack(groups.pop(shape)) for shape in list(groups)]
+
+
+class _AsVideos:
+    """The clips held, as a linear codec's `fit` reads them: float `1 3 f h w`, of known number."""
+
+    def __init__(self, clips: list[Tensor]) -> None:
+        self._clips = clips
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self._clips)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for group in self._clips:
+            for clip in group:
+                yield pixels_to_video(clip[None])
 
 
 def _draw_batch(clips: list[Tensor], count: int, generator: torch.Generator) -> Tensor:

@@ -32,7 +32,7 @@ from reelwright.data.sandbox import Decoders, default_workers
 from reelwright.data.sources import Dropped
 from reelwright.data.windows import Piece, WindowReader
 from reelwright.prepare.encoding import STORED_AT_ONCE, Progress, encode_pieces
-from reelwright.prepare.pictures import pictures_of
+from reelwright.prepare.pictures import Pictures, pictures_of
 from reelwright.prepare.ray_session import connected
 from reelwright.recipe import Recipe
 from reelwright.training.devices import resolve_device
@@ -53,6 +53,7 @@ def encode_with_ray(
     progress: Progress,
     address: str | None = None,
     workers: int | None = None,
+    pictures: Pictures | None = None,
 ) -> list[Dropped]:
     """Latents of all pieces into the cache; the clips that gave none, each once, in the order of `pieces`.
 
@@ -67,6 +68,7 @@ def encode_with_ray(
     told = _Told(
         recipe=recipe,
         codec_fingerprint=codec.fingerprint(),
+        pictures_fingerprint=pictures.fingerprint() if pictures is not None else "",
         folder=str(Path.cwd()),
         version=reelwright.__version__,
         threads=torch.get_num_threads(),
@@ -100,6 +102,7 @@ class _Told:
 
     recipe: Recipe
     codec_fingerprint: str  # the codec itself is read where the worker runs: tensors are too much to tell
+    pictures_fingerprint: str  # likewise of the encoder of first frames; "" where there is none
     folder: str  # of the command: what relative paths start from
     version: str
     threads: int  # of the command's products on a CPU: their last bits depend on it
@@ -165,10 +168,10 @@ class _Encode:
             self._told.settle()
             torch.set_num_threads(self._told.threads)
             self._cache, codec = Cache(recipe.cache_dir), build_codec(recipe)
-            if codec.fingerprint() != self._told.codec_fingerprint:
-                node = os.uname().nodename
-                raise UserError(f"codec: machine {node} of the Ray cluster has other weights than this one")
-            self._codec, self._pictures = codec, pictures_of(recipe, codec)
+            self._same("codec", codec.fingerprint(), self._told.codec_fingerprint)
+            pictures = pictures_of(recipe, codec)
+            self._same("text", pictures.fingerprint() if pictures else "", self._told.pictures_fingerprint)
+            self._codec, self._pictures = codec, pictures
         rows = list(zip(block["piece"], block["frames"], block["reason"], strict=True))
         windows = ((piece, frames) for piece, frames, reason in rows if not reason)
         device = resolve_device(self._device)
@@ -179,6 +182,12 @@ class _Encode:
             "place": block["place"],
             "reason": [reason or reasons.get(piece.sample.clip.id, "") for piece, _, reason in rows],
         }
+
+    @staticmethod
+    def _same(part: str, here: str, told: str) -> None:
+        if here != told:
+            node = os.uname().nodename
+            raise UserError(f"{part}: machine {node} of the Ray cluster has other weights than this one")
 
 
 def _pipeline(ray: Any, items: list[dict[str, Any]], told: _Told, rows: int, workers: int | None) -> Any:

@@ -21,6 +21,7 @@ from reelwright.data.dataset import (
     read_manifest,
 )
 from reelwright.data.fingerprints import text_key
+from reelwright.data.replacement import readable
 from reelwright.recipe import Recipe
 from reelwright.types import Size, Text, UserError
 
@@ -76,10 +77,19 @@ class Prepared:
         size = recipe.size if any(s.size == recipe.size for s in samples) else samples[0].size
         wanted = recipe.train.sample_prompts
         chosen = _evenly([s for s in samples if s.size == size], wanted if isinstance(wanted, int) else len(wanted))
-        cond = dataset.load([(s.index, 0) for s in chosen], seed=0).text
+        sound = readable(dataset, [(s.index, 0) for s in chosen], 0)
+        sound = sound or readable(dataset, [(s.index, 0) for s in samples if s.size == size], 0)[:1]
+        if not sound:
+            raise UserError(
+                f"{recipe.cache_dir}: no clip can be read to start a sample video from; run `prepare` again"
+            )
+        cond = dataset.load(sound, seed=0).text
         image = None if cond.image is None else torch.zeros_like(cond.image)
         return Conditions(
-            [s.captions[0] for s in chosen], cond, Text(torch.zeros_like(cond.values), cond.mask, image), size
+            [dataset.samples[index].captions[0] for index, _ in sound],
+            cond,
+            Text(torch.zeros_like(cond.values), cond.mask, image),
+            size,
         )
 
     def sample_prompts(self, recipe: Recipe) -> list[str]:

@@ -189,8 +189,9 @@ def _encode(
         from reelwright.prepare.ray_engine import encode_with_ray
 
         return encode_with_ray(
-            recipe, plan.codec, plan.cache, pieces, plan.inspection.info, progress, engine.address, engine.workers
-        )
+            recipe, plan.codec, plan.cache, pieces, plan.inspection.info, progress, engine.address, engine.workers,
+            plan.pictures,
+        )  # fmt: skip
     done = 0
 
     def stored(number: int) -> None:

@@ -77,6 +77,9 @@ class FamilyConfig(Config):
         if named not in (None, cls.diffusers_class):
             raise ValueError(_other_class(values["model"], named, (cls.diffusers_class,), "model.model"))
 
+    def check_parts(self, codec: str, text: str) -> None:
+        """ValueError where this model cannot work with codec and text of these types."""
+
     def warnings(self, objective: ObjectiveConfig) -> tuple[str, ...]:
         """What whoever trains with this objective should know."""
         return ()

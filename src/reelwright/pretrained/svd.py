@@ -145,6 +145,18 @@ class SVDConfig(FamilyConfig):
         """The noise that is added to a first frame before its latents are kept."""
         return {"noise_augmentation": self.noise_augmentation} if self.mode == "image" else None
 
+    def check_parts(self, codec: str, text: str) -> None:
+        if self.mode == "image" and text != "clip_image":
+            raise ValueError(
+                f"text.type = {text}: model.mode = image starts from a picture, not from captions; leave text.type out "
+                "where model.model is set (else clip_image with text.model), or use model.mode = text"
+            )
+        if self.mode == "image" and codec != "video_autoencoder":
+            raise ValueError(
+                f"codec.type = {codec}: model.mode = image needs the autoencoder of Stable Video Diffusion; use "
+                "codec.type = video_autoencoder"
+            )
+
     @property
     def fits_pipeline(self) -> bool:
         """The pipeline starts from a picture and knows no captions."""
