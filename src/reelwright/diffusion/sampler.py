@@ -163,45 +163,29 @@ def dpmpp_2m(
     times: Tensor,
     schedule: Schedule,
     *,
+    stochastic: bool = False,
     draw_noise: DrawNoise | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """DPM-Solver++ (2M), midpoint form: Lu et al. 2022 (arXiv 2211.01095), algorithm 2. First order to sigma = 0."""
-    walk = _Walk(x, times, schedule, on_step)
-    previous = x
-    for i in range(walk.steps):
-        x0, _ = denoise(x, walk.time(i))
-        slope = walk.extrapolation(i) * (x0 - previous) if i > 0 and i + 1 < walk.steps else 0
-        x = walk.move(i, x, x0 + slope / 2)
-        previous = x0
-        walk.finish(i)
-    return x
+    """DPM-Solver++ (2M), midpoint form: Lu et al. 2022 (arXiv 2211.01095), algorithm 2. First order to sigma = 0.
 
-
-def dpmpp_2m_sde(
-    denoise: Denoise,
-    x: Tensor,
-    times: Tensor,
-    schedule: Schedule,
-    *,
-    draw_noise: DrawNoise | None = None,
-    on_step: OnStep | None = None,
-) -> Tensor:
-    """SDE-DPM-Solver++ (2M), midpoint form: Lu et al. 2022 (arXiv 2211.01095). CogVideoX's own stochastic sampler.
-
-    Of second order, but from alpha = 0 and to sigma = 0; a step of first order is one of `ddpm`.
+    `stochastic`: SDE-DPM-Solver++ (2M) of the same paper, CogVideoX's own, which draws noise at every step. It is of
+    first order from alpha = 0 too; such a step is one of `ddpm`.
     """
-    if draw_noise is None:
+    if stochastic and draw_noise is None:
         raise ValueError("dpmpp_2m_sde draws noise at every step: pass draw_noise")
     walk = _Walk(x, times, schedule, on_step)
     previous = x
     for i in range(walk.steps):
         x0, _ = denoise(x, walk.time(i))
         slope = walk.extrapolation(i) * (x0 - previous) if 0 < i < walk.steps - 1 else 0
-        sigma, kept = walk.sigmas[i + 1], walk.snr_ratio(i)
-        x = sigma / walk.sigmas[i] * math.sqrt(kept) * x + walk.alphas[i + 1] * (1 - kept) * (x0 + slope / 2)
-        if sigma > 0:
-            x = x + sigma * math.sqrt(1 - kept) * draw_noise().to(x)
+        if stochastic and draw_noise is not None:
+            sigma, kept = walk.sigmas[i + 1], walk.snr_ratio(i)
+            x = sigma / walk.sigmas[i] * math.sqrt(kept) * x + walk.alphas[i + 1] * (1 - kept) * (x0 + slope / 2)
+            if sigma > 0:
+                x = x + sigma * math.sqrt(1 - kept) * draw_noise().to(x)
+        else:
+            x = walk.move(i, x, x0 + slope / 2)
         previous = x0
         walk.finish(i)
     return x
@@ -242,7 +226,7 @@ SAMPLERS: dict[str, Sampler] = {
     "euler": ddim,
     "heun": heun,
     "dpmpp_2m": dpmpp_2m,
-    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_2m_sde": partial(dpmpp_2m, stochastic=True),
     "unipc": unipc,
 }
 

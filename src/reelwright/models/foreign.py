@@ -39,6 +39,16 @@ def load_foreign(load: Callable[[], Loaded], model: str, field: str, subfolder: 
         ) from error
 
 
+def load_part(part: Any, model: str, field: str, subfolder: str, **options: Any) -> Any:
+    """`part.from_pretrained` of a subfolder of `model`, running none of its code. As `load_foreign`."""
+    return load_foreign(
+        lambda: part.from_pretrained(model, subfolder=subfolder, trust_remote_code=False, **options),
+        model,
+        field,
+        subfolder,
+    )
+
+
 def _check_folder(folder: Path, field: str) -> None:
     """UserError for the weights that no library names clearly: git-LFS pointers, and pickles only."""
     weights = sorted(folder.glob("*.safetensors"))

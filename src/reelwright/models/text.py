@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
 from reelwright.config import Config
-from reelwright.models.foreign import Frozen, Precision, content_hash, freeze, load_foreign
+from reelwright.models.foreign import Frozen, Precision, content_hash, freeze, load_part
 from reelwright.models.layers import TransformerBlock, rope_table
 from reelwright.types import Text, UserError
 
@@ -191,24 +192,20 @@ class FrozenText(Frozen):
         super().__init__()
         import transformers
 
-        def load(part: Any, subfolder: str, **options: Any) -> Any:
-            return load_foreign(
-                lambda: part.from_pretrained(config.model, subfolder=subfolder, trust_remote_code=False, **options),
-                config.model,
-                "text.model",
-                subfolder,
-            )
+        load = partial(load_part, model=config.model, field="text.model")
 
         self.config, self.length, self.padding = config, config.length, padding
-        settings = load(transformers.AutoConfig, config.subfolder)
+        settings = load(transformers.AutoConfig, subfolder=config.subfolder)
         if settings.model_type not in classes:
             raise UserError(
                 f"text.model = {config.model}: holds a {settings.model_type}, but text.type = {config.type} "
                 f"takes {' or '.join(classes)}"
             )
-        self.tokenizer = load(transformers.AutoTokenizer, config.tokenizer_subfolder)
+        self.tokenizer = load(transformers.AutoTokenizer, subfolder=config.tokenizer_subfolder)
         encoder = getattr(transformers, classes[settings.model_type])
-        self.encoder = load(encoder, config.subfolder, use_safetensors=True, dtype=getattr(torch, config.dtype))
+        self.encoder = load(
+            encoder, subfolder=config.subfolder, use_safetensors=True, dtype=getattr(torch, config.dtype)
+        )
         freeze(self.encoder)
         self.width: int = self.encoder.config.hidden_size
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from reelwright.config import Config
-from reelwright.models.foreign import Frozen, Precision, content_hash, freeze, load_foreign
+from reelwright.models.foreign import Frozen, Precision, content_hash, freeze, load_part
 from reelwright.models.layers import masked_mean
 from reelwright.pretrained.base import FamilyConfig, PretrainedDenoiser, check_patches
 from reelwright.types import Size, Text, UsageError
@@ -35,6 +36,9 @@ TEMPLATE = (
 TEMPLATE_TOKENS = 95
 SKIPPED_LAYERS = 2  # of the language model, counted from its end
 CLIP_LENGTH = 77
+JOINT_ATTENTION_LAYERS = (
+    "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+)  # of a block over video and text  # fmt: skip
 
 
 class HunyuanTextConfig(Config):
@@ -61,18 +65,14 @@ class HunyuanText(Frozen):
         super().__init__()
         import transformers
 
-        def load(part: Any, subfolder: str, **options: Any) -> Any:
-            return load_foreign(
-                lambda: part.from_pretrained(config.model, subfolder=subfolder, trust_remote_code=False, **options),
-                config.model, "text.model", subfolder,
-            )  # fmt: skip
+        load = partial(load_part, model=config.model, field="text.model")
 
         weights = {"use_safetensors": True, "dtype": getattr(torch, config.dtype)}
         self.config, self.length = config, config.length
-        self.tokenizer = load(transformers.AutoTokenizer, "tokenizer")
-        self.clip_tokenizer = load(transformers.AutoTokenizer, "tokenizer_2")
-        self.encoder = load(transformers.LlamaModel, "text_encoder", **weights)
-        self.clip = load(transformers.CLIPTextModel, "text_encoder_2", **weights)
+        self.tokenizer = load(transformers.AutoTokenizer, subfolder="tokenizer")
+        self.clip_tokenizer = load(transformers.AutoTokenizer, subfolder="tokenizer_2")
+        self.encoder = load(transformers.LlamaModel, subfolder="text_encoder", **weights)
+        self.clip = load(transformers.CLIPTextModel, subfolder="text_encoder_2", **weights)
         freeze(self)
         self.width: int = self.encoder.config.hidden_size
 
@@ -109,12 +109,17 @@ class HunyuanText(Frozen):
 
     def fingerprint(self) -> str:
         """sha256 over what embeddings depend on: tokenizers, weights, template, lengths and precision; not the path."""
-        vocabularies = json.dumps([self.tokenizer.get_vocab(), self.clip_tokenizer.get_vocab()], sort_keys=True)
-        settings = {
-            "length": self.length, "dtype": self.config.dtype, "template": [TEMPLATE, self.config.template_tokens],
-            "vocabularies": hashlib.sha256(vocabularies.encode()).hexdigest(),
-        }  # fmt: skip
-        return content_hash(settings, self.state_dict())
+        return two_encoders_hash(self, TEMPLATE, self.tokenizer, self.clip_tokenizer)
+
+
+def two_encoders_hash(text: Any, template: str, *tokenizers: Any) -> str:
+    """What embeddings of either generation's text encoders depend on."""
+    vocabularies = json.dumps([tokenizer.get_vocab() for tokenizer in tokenizers], sort_keys=True)
+    settings = {
+        "length": text.length, "dtype": text.config.dtype, "template": [template, text.config.template_tokens],
+        "vocabularies": hashlib.sha256(vocabularies.encode()).hexdigest(),
+    }  # fmt: skip
+    return content_hash(settings, text.state_dict())
 
 
 class HunyuanConfig(FamilyConfig):
@@ -150,7 +155,7 @@ class HunyuanDenoiser(PretrainedDenoiser):
 
     lora_targets = tuple(
         f"*transformer_blocks.*.{layer}"  # not the refiner of the text, which most LoRAs leave alone
-        for layer in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+        for layer in JOINT_ATTENTION_LAYERS
     )
 
     def __init__(self, config: HunyuanConfig, channels: int, text_width: int) -> None:

@@ -6,10 +6,9 @@ are those of a video made from text alone: zeros, and none. It is not told of gu
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,8 +19,9 @@ from torch import Tensor
 
 from reelwright.config import Config
 from reelwright.diffusion.objective import ObjectiveConfig
-from reelwright.models.foreign import Frozen, Precision, content_hash, freeze, load_foreign
+from reelwright.models.foreign import Frozen, Precision, freeze, load_part
 from reelwright.pretrained.base import FamilyConfig, PretrainedDenoiser, check_patches, local_settings
+from reelwright.pretrained.hunyuan import JOINT_ATTENTION_LAYERS, two_encoders_hash
 from reelwright.types import Size, Text, UsageError, UserError
 
 # The words around every caption the model was trained with, and how many tokens of theirs precede the caption; part
@@ -81,14 +81,10 @@ class Hunyuan15Text(Frozen):
         super().__init__()
         import transformers
 
-        def load(part: Any, subfolder: str, **options: Any) -> Any:
-            return load_foreign(
-                lambda: part.from_pretrained(config.model, subfolder=subfolder, trust_remote_code=False, **options),
-                config.model, "text.model", subfolder,
-            )  # fmt: skip
+        load = partial(load_part, model=config.model, field="text.model")
 
         for subfolder, wanted in (("text_encoder", "qwen2_5_vl_text"), ("text_encoder_2", "t5")):
-            found = load(transformers.AutoConfig, subfolder).model_type
+            found = load(transformers.AutoConfig, subfolder=subfolder).model_type
             if found != wanted:
                 raise UserError(
                     f"text.model = {config.model}: its {subfolder} is a {found}, but text.type = hunyuan15 takes a "
@@ -96,10 +92,10 @@ class Hunyuan15Text(Frozen):
                 )
         weights = {"use_safetensors": True, "dtype": getattr(torch, config.dtype)}
         self.config, self.length = config, config.length
-        self.tokenizer = load(transformers.AutoTokenizer, "tokenizer")
-        self.quotes_tokenizer = load(transformers.AutoTokenizer, "tokenizer_2")
-        self.encoder = load(transformers.Qwen2_5_VLTextModel, "text_encoder", **weights)
-        self.quotes_encoder = load(transformers.T5EncoderModel, "text_encoder_2", **weights)
+        self.tokenizer = load(transformers.AutoTokenizer, subfolder="tokenizer")
+        self.quotes_tokenizer = load(transformers.AutoTokenizer, subfolder="tokenizer_2")
+        self.encoder = load(transformers.Qwen2_5_VLTextModel, subfolder="text_encoder", **weights)
+        self.quotes_encoder = load(transformers.T5EncoderModel, subfolder="text_encoder_2", **weights)
         freeze(self)
         self.width: int = self.encoder.config.hidden_size + 1
 
@@ -149,12 +145,7 @@ class Hunyuan15Text(Frozen):
 
     def fingerprint(self) -> str:
         """sha256 over what embeddings depend on: tokenizers, weights, template, lengths and precision; not the path."""
-        vocabularies = json.dumps([self.tokenizer.get_vocab(), self.quotes_tokenizer.get_vocab()], sort_keys=True)
-        settings = {
-            "length": self.length, "dtype": self.config.dtype, "template": [TEMPLATE, self.config.template_tokens],
-            "vocabularies": hashlib.sha256(vocabularies.encode()).hexdigest(),
-        }  # fmt: skip
-        return content_hash(settings, self.state_dict())
+        return two_encoders_hash(self, TEMPLATE, self.tokenizer, self.quotes_tokenizer)
 
 
 def _filled(captions: list[str]) -> list[str]:
@@ -213,7 +204,7 @@ class Hunyuan15Denoiser(PretrainedDenoiser):
 
     lora_targets = tuple(
         f"transformer_blocks.*.{layer}"  # not the refiner of the text, which most LoRAs leave alone
-        for layer in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+        for layer in JOINT_ATTENTION_LAYERS
     )
 
     def __init__(self, config: Hunyuan15Config, channels: int, text_width: int) -> None:
