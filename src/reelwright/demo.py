@@ -16,29 +16,30 @@ from reelwright.console import print_table
 from reelwright.types import UserError
 
 INTERRUPTED = 130
-CLIPS = 2400
+CLIPS = 3000
 SCORED_PROMPTS = 128
 SCORED_SPLITS = ("in_distribution", "held_out_pairs")
 SHOWN_PROMPTS = ("a red circle moves left", "a blue square moves up", "a yellow triangle grows")
 
 # The same settings as recipes/shapes-cpu.yaml (a test holds them together), for fewer steps.
-STEPS = 2200
+CODEC_STEPS = 2600
+STEPS = 1800
 RECIPE = """\
 seed: 0
 data: {frames: 16, fps: 8, width: 64, height: 64, validation: 0.02}
-codec: {type: pca, block: [16, 8, 8], channels: 96}
+codec: {type: autoencoder, block: [16, 64, 64], channels: 192, decoder_depth: 1, augment: none, fit_clips: 6000}
 text: {type: native, vocab_size: 512, width: 128, depth: 1, length: 32}
-model: {type: dit, width: 192, depth: 6, heads: 3}
-objective: {schedule: flow, shift: 4.0, prediction: x0}
+model: {type: dit, width: 256, depth: 4, heads: 4}
+objective: {schedule: flow, shift: 1.5, prediction: x0}
 train:
-  batch_size: 16
+  batch_size: 64
   learning_rate: 2.0e-3
   warmup_steps: 100
-  ema: 0.999
+  ema: 0.998
   save_every: 500
   evaluate_every: 1000
   sample_every: 1000
-sampling: {sampler: euler, steps: 20, guidance: 3.0}
+sampling: {sampler: euler, steps: 20, guidance: 2.0}
 """
 
 
@@ -69,6 +70,7 @@ def run_demo(out: Path, steps: int | None = None) -> None:
 def write_recipe(path: Path, data: Path, run: Path, cache: Path, steps: int) -> None:
     values: dict[str, Any] = {"run_dir": str(run), "cache_dir": str(cache), **parse_yaml(RECIPE, "the demo's recipe")}
     values["data"] = {"path": str(data), **values["data"]}
+    values["codec"]["steps"] = CODEC_STEPS
     values["train"] = {"steps": steps, **values["train"]}
     path.write_text(to_yaml(values), encoding="utf-8")
 

@@ -22,7 +22,16 @@ TOY = (
 SMALL_DIT = ("model.width=24", "model.depth=2", "model.heads=2")
 FRAME_PARTS = ("codec.model={vae}", "text.model={clip}")
 SMALLER: dict[str, tuple[str, ...]] = {
-    "shapes-cpu": ("codec.block=[8,8,8]", *SMALL_DIT),
+    "shapes-cpu": (
+        "codec.block=[8,16,16]",
+        "codec.patch=[8,8,8]",
+        "codec.patch_channels=24",
+        "codec.channels=8",
+        "codec.width=24",
+        "codec.heads=2",
+        "codec.steps=3",
+        *SMALL_DIT,
+    ),
     "eight-clips": ("data.only=null", "codec.channels=32", *SMALL_DIT),
     "msrvtt-transformer": (*FRAME_PARTS, *SMALL_DIT),
     "msrvtt-unet3d": (*FRAME_PARTS, "model.width=8", "model.groups=4", "model.multipliers=[1,2]"),

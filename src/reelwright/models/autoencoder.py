@@ -23,6 +23,7 @@ from reelwright.models.layers import TransformerBlock, coordinate_features, patc
 from reelwright.types import Compression, Posterior, Size
 
 OCTAVES = 6  # of the absolute positions, as in the DiT
+FIT_BLOCKS = 32768  # patches the principal components are of
 
 
 class AutoencoderConfig(Config):
@@ -30,18 +31,18 @@ class AutoencoderConfig(Config):
 
     type: Literal["autoencoder"] = "autoencoder"
     block: Block = (16, 16, 16)  # frames, height, width that one latent position covers
-    channels: PositiveInt = 16  # numbers of a latent
+    channels: PositiveInt = 24  # numbers of a latent
     patch: Block = (16, 8, 8)  # frames, height, width that one token of the two transformers covers
     patch_channels: PositiveInt = 96  # principal components kept of a patch: a bound of the round trip
     width: PositiveInt = 192
     heads: PositiveInt = 3
-    encoder_depth: PositiveInt = 2
-    decoder_depth: PositiveInt = 4
-    steps: PositiveInt = 1000
-    batch_size: PositiveInt = 32
-    learning_rate: float = Field(default=1e-3, gt=0)
-    latent_noise: float = Field(default=0.5, ge=0, le=1)  # the largest share of noise mixed into a training latent
-    augment: bool = True  # train on mirrored, turned, reversed and recoloured clips too
+    encoder_depth: PositiveInt = 1
+    decoder_depth: PositiveInt = 2
+    steps: PositiveInt = 2000
+    batch_size: PositiveInt = 16
+    learning_rate: float = Field(default=3e-3, gt=0)
+    latent_noise: float = Field(default=0.3, ge=0, le=1)  # the largest share of noise mixed into a training latent
+    augment: Literal["none", "colours", "all"] = "colours"  # exchange red, green, blue; also mirror, turn, reverse
     fit_clips: PositiveInt = 4096  # at most so many clips are trained on
 
     @property
@@ -66,7 +67,7 @@ class AutoencoderConfig(Config):
     @property
     def components(self) -> PCACodecConfig:
         """The linear codec whose coefficients are the tokens. Not whitened, so that errors are those of pixels."""
-        return PCACodecConfig(block=self.patch, channels=self.patch_channels, whiten=0.0)
+        return PCACodecConfig(block=self.patch, channels=self.patch_channels, whiten=0.0, fit_blocks=FIT_BLOCKS)
 
     def build(self) -> Autoencoder:
         return Autoencoder(self)

@@ -1,16 +1,20 @@
-"""How the autoencoder is trained on clips: one loop over mirrored and recoloured clips, squared error of pixels."""
+"""How the autoencoder is trained on clips: one loop over their principal components, mirrored and recoloured.
+
+The components are computed once. Exchanging colours, mirroring, turning and reversing are linear, so that they are done
+to components too: a product with a small matrix in place of decoding, changing and encoding pixels again.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reelwright.models.codec import pixels_to_video, video_to_pixels
+from reelwright.models.codec import BlockCodec, pixels_to_video, video_to_pixels
 from reelwright.randomness import keyed_generator
 from reelwright.types import UserError
 
@@ -23,6 +27,9 @@ FINAL_RATE = 0.02  # of the learning rate, where the cosine ends
 GRADIENT_NORM = 1.0
 MEASURED_CLIPS = 512  # at most, for the latents' final mean and deviation
 SMALLEST_VARIANCE = 1e-4  # of a latent channel within a batch
+ENCODED_AT_ONCE = 64  # clips whose components are computed together
+
+Augment = Literal["none", "colours", "all"]
 
 
 def train_autoencoder(
@@ -30,9 +37,10 @@ def train_autoencoder(
 ) -> None:
     """Everything of `codec` that is fitted or trained: components, weights, the latents' mean and deviation."""
     config, device = codec.config, codec.latent_std.device
-    clips = _held_in_memory(videos, config.fit_clips)  # uint8 n f h w 3 each, one a size
-    codec.components.fit(_AsVideos(clips))
+    clips = _held_in_memory(videos, config.fit_clips)
+    codec.components.fit(_AsVideos(clips, config.augment))
     codec.components.to(device)
+    tokens = [_tokens(codec.components, clips.pop(0)) for _ in list(clips)]  # n k f h w each; pixels are let go
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         _initialise(codec)
@@ -44,14 +52,12 @@ def train_autoencoder(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.steps))
     for step in range(config.steps):
         generator = keyed_generator("autoencoder", step)
-        pixels = _draw_batch(clips, config.batch_size, generator)
-        if config.augment:
-            pixels = augmented(pixels, generator)
-        tokens = _tokens(codec, pixels)  # b k f h w
+        batch = _draw_batch(tokens, config.batch_size, generator).to(device)  # b k f h w
+        batch = Symmetry.drawn(config.augment, generator).of_tokens(codec.components, batch)
         with torch.enable_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            latents, _, _ = _normalised(codec.to_latents(tokens).float())
+            latents, _, _ = _normalised(codec.to_latents(batch).float())
             predicted = codec.from_latents(_noised(latents, config.latent_noise, generator))
-            loss = F.mse_loss(predicted.float(), tokens)
+            loss = F.mse_loss(predicted.float(), batch)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(codec.parameters(), GRADIENT_NORM)
@@ -59,24 +65,58 @@ def train_autoencoder(
         schedule.step()
         on_step(step + 1, config.steps)
     codec.requires_grad_(False).eval()
-    _settle(codec, clips)
+    _settle(codec, tokens)
 
 
-def augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8 `b f h w 3`, the whole batch mirrored, turned and reversed by chance, its colours exchanged.
+class Symmetry(NamedTuple):
+    """What is done to a clip, or to the components of one. What it makes is as good a clip to draw.
 
-    A codec is of pictures, not of what they show: what these make of a clip is as good a clip to draw, and a colour or
-    a direction that a kind of object never had in the data is then nothing new.
+    A codec is of pictures, not of what they show. With colours exchanged, a colour that a kind of object never had in
+    the data is nothing new to it.
     """
-    vertical, horizontal, backward, turned = (torch.rand(4, generator=generator) < 0.5).tolist()
-    pixels = pixels[..., torch.randperm(3, generator=generator)]
-    flipped = [axis for axis, wanted in ((1, backward), (2, vertical), (3, horizontal)) if wanted]
-    pixels = pixels.flip(flipped) if flipped else pixels
-    return pixels.transpose(2, 3) if turned and pixels.shape[2] == pixels.shape[3] else pixels
+
+    colours: tuple[int, int, int] = (0, 1, 2)
+    backward: bool = False
+    vertical: bool = False
+    horizontal: bool = False
+    turned: bool = False  # height and width exchanged, where they are equal
+
+    @classmethod
+    def drawn(cls, augment: Augment, generator: torch.Generator) -> Self:
+        red, green, blue = torch.randperm(3, generator=generator).tolist()
+        rest = (torch.rand(4, generator=generator) < 0.5).tolist()
+        return cls() if augment == "none" else cls((red, green, blue), *(rest if augment == "all" else ()))
+
+    def of_volume(self, volume: Tensor) -> Tensor:
+        """`3 f h w ...` -> the same shape."""
+        return self._moved(volume[list(self.colours)], frames=1)
+
+    def of_tokens(self, components: BlockCodec, tokens: Tensor) -> Tensor:
+        """Components `b k f h w` of clips -> those of the changed clips, as far as the basis can say them."""
+        if self == Symmetry():
+            return tokens
+        square = components.config.block[1] == components.config.block[2] and tokens.shape[3] == tokens.shape[4]
+        if self.turned and not square:
+            return self._replace(turned=False).of_tokens(components, tokens)
+        assert components.basis is not None, "principal components have a basis"
+        block = (3, *components.config.block)
+        basis = self.of_volume(components.basis.unflatten(0, block)).flatten(0, 3)  # numbers k: of changed blocks
+        mean = self.of_volume(components.mean.view(block)).flatten()  # numbers
+        product = components.basis.T @ basis  # k k
+        offset = components.basis.T @ (mean - components.mean)  # k
+        moved = self._moved(tokens, frames=2).movedim(1, -1) / components.gain  # b f h w k
+        return ((moved @ product.T + offset) * components.gain).movedim(-1, 1).contiguous()
+
+    def _moved(self, x: Tensor, frames: int) -> Tensor:
+        """Mirrored, reversed and turned along axis `frames` and the two after it."""
+        wanted = enumerate((self.backward, self.vertical, self.horizontal), start=frames)
+        x = x.flip([axis for axis, flipped in wanted if flipped])
+        turned = self.turned and x.shape[frames + 1] == x.shape[frames + 2]
+        return x.transpose(frames + 1, frames + 2) if turned else x
 
 
-def _held_in_memory(videos: Iterable[Tensor], most: int) -> list[Tensor]:
-    """The clips as bytes, those of one size together: at most `most`, evenly taken, of MEMORY_BYTES in all."""
+def _held_in_memory(videos: Iterable[Tensor], most: int) -> list[list[Tensor]]:
+    """The clips, uint8 `f h w 3`, those of one size together: at most `most`, evenly taken, MEMORY_BYTES in all."""
     groups: dict[torch.Size, list[Tensor]] = {}
     count = len(videos) if isinstance(videos, Sized) else most
     kept = seen = seen_bytes = held_bytes = 0
@@ -90,34 +130,39 @@ def _held_in_memory(videos: Iterable[Tensor], most: int) -> list[Tensor]:
             seen += 1
     if not groups:
         raise UserError("codec: there is no clip to train the autoencoder on")
-    return [torch.stack(groups.pop(shape)) for shape in list(groups)]
+    return list(groups.values())
 
 
 class _AsVideos:
-    """The clips held, as a linear codec's `fit` reads them: float `1 3 f h w`, of known number."""
+    """The clips held, augmented, as a linear codec's `fit` reads them: float `1 3 f h w`, of known number."""
 
-    def __init__(self, clips: list[Tensor]) -> None:
-        self._clips = clips
+    def __init__(self, clips: list[list[Tensor]], augment: Augment) -> None:
+        self._clips, self._augment = clips, augment
 
     def __len__(self) -> int:
         return sum(len(group) for group in self._clips)
 
     def __iter__(self) -> Iterator[Tensor]:
+        generator = keyed_generator("autoencoder components")
         for group in self._clips:
             for clip in group:
-                yield pixels_to_video(clip[None])
+                volume = pixels_to_video(clip[None])[0]  # 3 f h w
+                yield Symmetry.drawn(self._augment, generator).of_volume(volume)[None]
 
 
-def _draw_batch(clips: list[Tensor], count: int, generator: torch.Generator) -> Tensor:
+def _draw_batch(tokens: list[Tensor], count: int, generator: torch.Generator) -> Tensor:
     """`count` clips of one size, with replacement; sizes as often as they have clips."""
-    shares = torch.tensor([float(len(group)) for group in clips])
-    group = clips[int(torch.multinomial(shares, 1, generator=generator))]
+    shares = torch.tensor([float(len(group)) for group in tokens])
+    group = tokens[int(torch.multinomial(shares, 1, generator=generator))]
     return group[torch.randint(len(group), (count,), generator=generator)]
 
 
 @torch.no_grad()
-def _tokens(codec: Autoencoder, pixels: Tensor) -> Tensor:
-    return codec.components.encode(pixels_to_video(pixels.to(codec.latent_std.device))).mean
+def _tokens(components: BlockCodec, clips: list[Tensor]) -> Tensor:
+    """uint8 `f h w 3` each -> components `n k f/pf h/ph w/pw`, on the CPU."""
+    device = components.mean.device
+    chunks = (torch.stack(clips[i : i + ENCODED_AT_ONCE]) for i in range(0, len(clips), ENCODED_AT_ONCE))
+    return torch.cat([components.encode(pixels_to_video(chunk.to(device))).mean.cpu() for chunk in chunks])
 
 
 def _initialise(codec: Autoencoder) -> None:
@@ -148,23 +193,22 @@ def _rate(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def _settle(codec: Autoencoder, clips: list[Tensor]) -> None:
+def _settle(codec: Autoencoder, tokens: list[Tensor]) -> None:
     """Fold the batches' normalisation into the waist, then measure the latents of the clips as they are."""
-    config = codec.config
+    config, device = codec.config, codec.latent_std.device
 
-    def batches(augment: bool) -> Iterable[Tensor]:
+    def batches(augment: Augment) -> Iterable[Tensor]:
         for number in range(max(1, MEASURED_CLIPS // config.batch_size)):
             generator = keyed_generator("autoencoder statistics", number)
-            pixels = _draw_batch(clips, config.batch_size, generator)
-            pixels = augmented(pixels, generator) if augment else pixels
-            yield codec.to_latents(_tokens(codec, pixels)).float()
+            batch = _draw_batch(tokens, config.batch_size, generator).to(device)
+            yield codec.to_latents(Symmetry.drawn(augment, generator).of_tokens(codec.components, batch)).float()
 
     trained = [_normalised(latents)[1:] for latents in batches(config.augment)]
     mean = torch.stack([mean for mean, _ in trained]).mean(0).flatten()  # c
     std = torch.stack([std for _, std in trained]).mean(0).flatten()  # c
     codec.latent_out.weight.div_(std[:, None])
     codec.latent_out.bias.sub_(mean).div_(std)
-    seen = [latents.transpose(0, 1).flatten(1).double() for latents in batches(augment=False)]  # c m each
+    seen = [latents.transpose(0, 1).flatten(1).double() for latents in batches("none")]  # c m each
     count = sum(latents.shape[1] for latents in seen)
     first = torch.stack([latents.sum(1) for latents in seen]).sum(0) / count
     second = torch.stack([latents.square().sum(1) for latents in seen]).sum(0) / count

@@ -10,7 +10,9 @@ The named clips (track d2) are OUT/videos/video_001.mp4 ... with OUT/metadata.js
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ SCENES_FILE = "scenes.json"
 CAPTIONS_FILE = "captions.json"
 METADATA_FILE = "metadata.json"  # of the named clips: captions by stem
 VIDEOS_FOLDER = "videos"
+MOST_WRITERS = 8
 _NEW_KEYS = ("change", "becomes", "change_at")  # left out where they are None: older collections have none
 
 
@@ -85,16 +88,26 @@ def write_collection(
 
     videos = out / VIDEOS_FOLDER
     videos.mkdir(exist_ok=True)
+
+    def write_missing(name: str) -> bool:
+        if (videos / name).is_file():
+            return False
+        # A kill in mid-write must not leave half a clip under a clip's name.
+        partial = videos / f".partial-{name}"
+        write_video(partial, render(prompts[name].scene, size, fps), fps)
+        partial.replace(videos / name)
+        return True
+
     rendered = 0
-    for done, (name, prompt) in enumerate(prompts.items(), start=1):
-        if not (videos / name).is_file():
-            # A kill in mid-write must not leave half a clip under a clip's name.
-            partial = videos / f".partial-{name}"
-            write_video(partial, render(prompt.scene, size, fps), fps)
-            partial.replace(videos / name)
-            rendered += 1
-        if progress is not None:
-            progress(done, clips)
+    with ThreadPoolExecutor(min(MOST_WRITERS, os.cpu_count() or 1)) as writers:  # encoders let other threads work
+        try:
+            for done, missing in enumerate(writers.map(write_missing, prompts), start=1):
+                rendered += missing
+                if progress is not None:
+                    progress(done, clips)
+        except BaseException:
+            writers.shutdown(cancel_futures=True)  # at Ctrl-C or a full disk: no clip more
+            raise
     captions_path = out / captions_file(track)
     by_stem = captions_path.name == METADATA_FILE
     captions = {Path(name).stem if by_stem else name: prompt.caption for name, prompt in prompts.items()}
