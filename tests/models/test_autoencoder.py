@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from reelwright.models import autoencoder_fit
 from reelwright.models.autoencoder import AutoencoderConfig
 from reelwright.models.autoencoder_fit import Symmetry
+from reelwright.models.codec import video_to_pixels
 from reelwright.types import Codec, Compression, UserError
 
 torch.set_num_threads(1)
@@ -133,9 +134,18 @@ def test_every_size_has_its_share_of_the_memory(monkeypatch):
     clips = [clip for pair in zip(small, large, strict=True) for clip in pair]
     monkeypatch.setattr(autoencoder_fit, "MEMORY_BYTES", sum(clip.numel() for clip in clips) // 3)
     held = autoencoder_fit._held_in_memory(clips, 1000)
-    numbers = {group[0].shape[2]: len(group) for group in held}
+    numbers = {group[0].shape[2]: sum(map(len, group)) for group in held}
     assert numbers.keys() == {16, 32} and min(numbers.values()) >= 6 and abs(numbers[16] - numbers[32]) <= 6
-    assert sum(clip.numel() for group in held for clip in group) <= autoencoder_fit.MEMORY_BYTES
+    assert sum(tensor.numel() for group in held for tensor in group) <= autoencoder_fit.MEMORY_BYTES
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 130])
+def test_clips_are_held_in_their_order(count):
+    videos = moving_squares(count)
+    (held,) = autoencoder_fit._held_in_memory(videos, 1000)
+    assert torch.equal(torch.cat(held), video_to_pixels(torch.cat(videos)))
+    again = torch.cat(list(autoencoder_fit._AsVideos([held], "none")))
+    assert (again - torch.cat(videos)).abs().max() < 0.005
 
 
 def test_a_changed_clip_holds_the_same_pixels():

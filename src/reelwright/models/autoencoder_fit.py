@@ -27,7 +27,7 @@ FINAL_RATE = 0.02  # of the learning rate, where the cosine ends
 GRADIENT_NORM = 1.0
 MEASURED_CLIPS = 512  # at most, for the latents' final mean and deviation
 SMALLEST_VARIANCE = 1e-4  # of a latent channel within a batch
-ENCODED_AT_ONCE = 64  # clips whose components are computed together
+HELD_TOGETHER = 64  # clips of one tensor
 
 Augment = Literal["none", "colours", "all"]
 
@@ -116,8 +116,13 @@ class Symmetry(NamedTuple):
 
 
 def _held_in_memory(videos: Iterable[Tensor], most: int) -> list[list[Tensor]]:
-    """The clips, uint8 `f h w 3`, those of one size together: at most `most`, evenly taken, MEMORY_BYTES in all."""
+    """The clips, uint8 `m f h w 3` a tensor, those of one size together: at most `most`, MEMORY_BYTES in all.
+
+    Evenly taken. Tensors of many clips: one a clip, between the floats each comes as, tears the heap to three times its
+    size.
+    """
     groups: dict[torch.Size, list[Tensor]] = {}
+    sizes: dict[torch.Size, int] = {}
     count = len(videos) if isinstance(videos, Sized) else most
     kept = seen = seen_bytes = held_bytes = 0
     for video in videos:
@@ -125,11 +130,17 @@ def _held_in_memory(videos: Iterable[Tensor], most: int) -> list[list[Tensor]]:
             seen_bytes += clip.numel()
             room = max(1, min(most, MEMORY_BYTES * (seen + 1) // seen_bytes))  # clips of the mean size so far
             if seen >= kept * max(1.0, count / room) and (held_bytes + clip.numel() <= MEMORY_BYTES or not kept):
-                groups.setdefault(clip.shape, []).append(clip)
+                tensors, place = groups.setdefault(clip.shape, []), sizes.get(clip.shape, 0)
+                if place % HELD_TOGETHER == 0:
+                    tensors.append(clip.new_empty((HELD_TOGETHER, *clip.shape)))
+                tensors[-1][place % HELD_TOGETHER] = clip
+                sizes[clip.shape] = place + 1
                 kept, held_bytes = kept + 1, held_bytes + clip.numel()
             seen += 1
     if not groups:
         raise UserError("codec: there is no clip to train the autoencoder on")
+    for shape, tensors in groups.items():
+        tensors[-1] = tensors[-1][: (sizes[shape] - 1) % HELD_TOGETHER + 1]
     return list(groups.values())
 
 
@@ -137,15 +148,16 @@ class _AsVideos:
     """The clips held, augmented, as a linear codec's `fit` reads them: float `1 3 f h w`, of known number."""
 
     def __init__(self, clips: list[list[Tensor]], augment: Augment) -> None:
-        self._clips, self._augment = clips, augment
+        self._tensors = [tensor for group in clips for tensor in group]
+        self._augment: Augment = augment
 
     def __len__(self) -> int:
-        return sum(len(group) for group in self._clips)
+        return sum(len(tensor) for tensor in self._tensors)
 
     def __iter__(self) -> Iterator[Tensor]:
         generator = keyed_generator("autoencoder components")
-        for group in self._clips:
-            for clip in group:
+        for tensor in self._tensors:
+            for clip in tensor:
                 volume = pixels_to_video(clip[None])[0]  # 3 f h w
                 yield Symmetry.drawn(self._augment, generator).of_volume(volume)[None]
 
@@ -159,10 +171,9 @@ def _draw_batch(tokens: list[Tensor], count: int, generator: torch.Generator) ->
 
 @torch.no_grad()
 def _tokens(components: BlockCodec, clips: list[Tensor]) -> Tensor:
-    """uint8 `f h w 3` each -> components `n k f/pf h/ph w/pw`, on the CPU."""
+    """uint8 `m f h w 3` each -> components `n k f/pf h/ph w/pw`, on the CPU."""
     device = components.mean.device
-    chunks = (torch.stack(clips[i : i + ENCODED_AT_ONCE]) for i in range(0, len(clips), ENCODED_AT_ONCE))
-    return torch.cat([components.encode(pixels_to_video(chunk.to(device))).mean.cpu() for chunk in chunks])
+    return torch.cat([components.encode(pixels_to_video(some.to(device))).mean.cpu() for some in clips])
 
 
 def _initialise(codec: Autoencoder) -> None:
