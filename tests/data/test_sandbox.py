@@ -336,14 +336,18 @@ with Decoders(2) as decoders:
 def test_no_child_outlives_its_parent(tmp_path: Path, number: signal.Signals) -> None:
     endless = endless_gif(tmp_path / "endless.gif", 50 * SLOW_FRAMES, SLOW_SIDE)
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(endless)],
+        [sys.executable, "-X", "faulthandler", "-c", PARENT, str(endless)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert parent.stdout is not None
     children = [int(word) for word in parent.stdout.readline().split()]
     assert len(children) == 2 and all(is_alive(pid) for pid in children)
     os.killpg(parent.pid, number)  # what a terminal does on Ctrl-C
-    _, errors = parent.communicate(timeout=60)
+    try:
+        _, errors = parent.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        parent.send_signal(signal.SIGABRT)
+        pytest.fail(f"it hangs: {parent.communicate()[1]}")  # where all its threads are
     wait_for(lambda: not any(is_alive(pid) for pid in children), seconds=5)
     assert errors.count("Traceback") == (number == signal.SIGINT), errors
     assert errors.count("KeyboardInterrupt") == (number == signal.SIGINT)
