@@ -140,12 +140,21 @@ def test_every_size_has_its_share_of_the_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 130])
-def test_clips_are_held_in_their_order(count):
+def test_clips_are_held_in_their_order(count, monkeypatch):
     videos = moving_squares(count)
+    monkeypatch.setattr(autoencoder_fit, "HELD_BYTES", 64 * videos[0].numel())
     (held,) = autoencoder_fit._held_in_memory(videos, 1000)
+    assert all(len(tensor) == 64 for tensor in held[:-1])
     assert torch.equal(torch.cat(held), video_to_pixels(torch.cat(videos)))
     again = torch.cat(list(autoencoder_fit._AsVideos([held], "none")))
     assert (again - torch.cat(videos)).abs().max() < 0.005
+
+
+def test_large_clips_are_held_one_by_one(monkeypatch):
+    videos = moving_squares(3)
+    monkeypatch.setattr(autoencoder_fit, "HELD_BYTES", videos[0].numel() - 1)
+    (held,) = autoencoder_fit._held_in_memory(videos, 1000)
+    assert [len(tensor) for tensor in held] == [1, 1, 1]
 
 
 def test_a_changed_clip_holds_the_same_pixels():

@@ -25,6 +25,8 @@ from reelwright.types import Compression, Posterior, Size
 OCTAVES = 6  # of the absolute positions, as in the DiT
 FIT_BLOCKS = 32768  # patches the principal components are of
 
+Augment = Literal["none", "colours", "all"]
+
 
 class AutoencoderConfig(Config):
     """`build().fit(videos)` trains one; `prepare` does so where there is none yet."""
@@ -42,7 +44,7 @@ class AutoencoderConfig(Config):
     batch_size: PositiveInt = 16
     learning_rate: float = Field(default=3e-3, gt=0)
     latent_noise: float = Field(default=0.3, ge=0, le=1)  # the largest share of noise mixed into a training latent
-    augment: Literal["none", "colours", "all"] = "colours"  # exchange red, green, blue; also mirror, turn, reverse
+    augment: Augment = "colours"  # exchange red, green, blue; also mirror, turn, reverse
     fit_clips: PositiveInt = 4096  # at most so many clips are trained on
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from reelwright.randomness import keyed_generator
 from reelwright.types import UserError
 
 if TYPE_CHECKING:
-    from reelwright.models.autoencoder import Autoencoder
+    from reelwright.models.autoencoder import Augment, Autoencoder
 
 MEMORY_BYTES = 1 << 30  # of clips held as pixels while training
 WARMUP_STEPS = 100
@@ -27,9 +27,7 @@ FINAL_RATE = 0.02  # of the learning rate, where the cosine ends
 GRADIENT_NORM = 1.0
 MEASURED_CLIPS = 512  # at most, for the latents' final mean and deviation
 SMALLEST_VARIANCE = 1e-4  # of a latent channel within a batch
-HELD_TOGETHER = 64  # clips of one tensor
-
-Augment = Literal["none", "colours", "all"]
+HELD_BYTES = 12 << 20  # of clips in one tensor, or a single clip; their components are computed together
 
 
 def train_autoencoder(
@@ -40,7 +38,9 @@ def train_autoencoder(
     clips = _held_in_memory(videos, config.fit_clips)
     codec.components.fit(_AsVideos(clips, config.augment))
     codec.components.to(device)
-    tokens = [_tokens(codec.components, clips.pop(0)) for _ in list(clips)]  # n k f h w each; pixels are let go
+    tokens: list[Tensor] = []  # n k f h w each
+    while clips:
+        tokens.append(_tokens(codec.components, clips.pop(0)))  # one size after the other lets its pixels go
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         _initialise(codec)
@@ -131,17 +131,23 @@ def _held_in_memory(videos: Iterable[Tensor], most: int) -> list[list[Tensor]]:
             room = max(1, min(most, MEMORY_BYTES * (seen + 1) // seen_bytes))  # clips of the mean size so far
             if seen >= kept * max(1.0, count / room) and (held_bytes + clip.numel() <= MEMORY_BYTES or not kept):
                 tensors, place = groups.setdefault(clip.shape, []), sizes.get(clip.shape, 0)
-                if place % HELD_TOGETHER == 0:
-                    tensors.append(clip.new_empty((HELD_TOGETHER, *clip.shape)))
-                tensors[-1][place % HELD_TOGETHER] = clip
+                together = _held_together(clip.shape)
+                if place % together == 0:
+                    tensors.append(clip.new_empty((together, *clip.shape)))
+                tensors[-1][place % together] = clip
                 sizes[clip.shape] = place + 1
                 kept, held_bytes = kept + 1, held_bytes + clip.numel()
             seen += 1
     if not groups:
         raise UserError("codec: there is no clip to train the autoencoder on")
     for shape, tensors in groups.items():
-        tensors[-1] = tensors[-1][: (sizes[shape] - 1) % HELD_TOGETHER + 1]
+        tensors[-1] = tensors[-1][: (sizes[shape] - 1) % _held_together(shape) + 1]
     return list(groups.values())
+
+
+def _held_together(clip: torch.Size) -> int:
+    """How many clips of this shape, uint8, one tensor holds."""
+    return max(1, HELD_BYTES // clip.numel())
 
 
 class _AsVideos:

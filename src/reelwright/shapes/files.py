@@ -32,7 +32,7 @@ SCENES_FILE = "scenes.json"
 CAPTIONS_FILE = "captions.json"
 METADATA_FILE = "metadata.json"  # of the named clips: captions by stem
 VIDEOS_FOLDER = "videos"
-MOST_WRITERS = 8
+MOST_WRITERS = 8  # threads that render and encode
 _NEW_KEYS = ("change", "becomes", "change_at")  # left out where they are None: older collections have none
 
 
