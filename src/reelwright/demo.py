@@ -23,23 +23,23 @@ SHOWN_PROMPTS = ("a red circle moves left", "a blue square moves up", "a yellow 
 
 # The same settings as recipes/shapes-cpu.yaml (a test holds them together), for fewer steps.
 CODEC_STEPS = 2600
-STEPS = 1800
+STEPS = 3000
 RECIPE = """\
 seed: 0
 data: {frames: 16, fps: 8, width: 64, height: 64, validation: 0.02}
 codec: {type: autoencoder, block: [16, 64, 64], channels: 192, decoder_depth: 1, augment: none, fit_clips: 6000}
 text: {type: native, vocab_size: 512, width: 128, depth: 1, length: 32}
-model: {type: dit, width: 256, depth: 4, heads: 4}
+model: {type: dit, width: 256, depth: 4, heads: 4, text_tokens: pooled}
 objective: {schedule: flow, shift: 1.5, prediction: x0}
 train:
   batch_size: 64
   learning_rate: 2.0e-3
   warmup_steps: 100
   ema: 0.998
-  save_every: 500
+  save_every: 1000
   evaluate_every: 1000
   sample_every: 1000
-sampling: {sampler: euler, steps: 20, guidance: 2.0}
+sampling: {sampler: euler, steps: 20, guidance: 2.5}
 """
 
 

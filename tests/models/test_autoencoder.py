@@ -68,6 +68,19 @@ def test_training_lowers_the_error(codec):
     assert squared_error(codec, videos) < 0.5 * float((torch.cat(videos) - mean).square().mean())
 
 
+def test_whitening_is_the_unit_of_the_tokens():
+    videos, deviations = moving_squares(24), {}
+    for whiten in (0.0, 0.5, 1.0):
+        codec = trained(steps=1, whiten=whiten)
+        tokens = codec.components.encode(torch.cat(videos)).mean  # n k f h w
+        assert_close(tokens.square().mean(), torch.tensor(1.0), atol=0.02, rtol=0)
+        deviations[whiten] = tokens.std((0, 2, 3, 4))
+    largest = deviations[0.0][:12] / deviations[0.0][0]
+    assert largest[-1] < 0.4
+    assert_close(deviations[0.5][:12] / deviations[0.5][0], largest.sqrt(), atol=0.05, rtol=0.1)
+    assert_close(deviations[1.0][:12], torch.ones(12), atol=0.05, rtol=0)
+
+
 def test_noise_in_training_makes_latents_robust(codec):
     videos = torch.cat(moving_squares(24))
     noise = torch.randn((24, 8, 1, 2, 2), generator=torch.Generator().manual_seed(1))

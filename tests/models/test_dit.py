@@ -19,6 +19,7 @@ VARIANTS = {
     "full": {},
     "factorised": {"layout": "factorised"},
     "joint": {"text_tokens": "joint"},
+    "pooled": {"text_tokens": "pooled"},
     "patched": {"patch": (1, 2, 2)},
     "sinusoidal": {"positions": "sinusoidal"},
     "sinusoidal, factorised": {"positions": "sinusoidal", "layout": "factorised"},
@@ -221,10 +222,22 @@ def test_size_presets_survive_saving():
     assert isinstance(config, Config)
 
 
-def test_lora_targets_name_linear_layers():
-    model = make()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_lora_targets_name_linear_layers(variant):
+    model = make(**VARIANTS[variant])
     linears = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    assert set(model.lora_targets) <= linears
+    assert {"qkv", "out", "up", "down"} <= set(model.lora_targets) <= linears
+    assert ("q" in model.lora_targets) == ("q" in linears)
+
+
+@pytest.mark.parametrize("variant, equal", [("pooled", True), ("full", False), ("joint", False)])
+def test_pooled_sees_the_mean_of_the_text_alone(variant, equal):
+    model = make(**VARIANTS[variant])
+    model.text_norm = torch.nn.Identity()  # what follows is linear
+    x, t, text = inputs()
+    share = text.mask[..., None] / text.mask.sum(1)[:, None, None]
+    mean = Text((text.values * share).sum(1, keepdim=True).expand_as(text.values), text.mask)
+    assert torch.allclose(model(x, t, mean), model(x, t, text), atol=1e-5) == equal
 
 
 def test_copies_predict_the_same():

@@ -93,21 +93,22 @@ def test_coordinates_tell_every_place_apart():
     assert distances.min() > 0.1
 
 
-def test_self_attention_against_torch():
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_self_attention_against_torch(tokens):
     """Our fused projections and head order are those of torch's own attention on the same weights."""
     module = layers.SelfAttention(24, 2).double()
-    x = normal(2, 5, 24)
-    q, k, v = module.qkv(x).view(2, 5, 3, 2, 12).permute(2, 0, 3, 1, 4)
-    rope = rope64((5,), 12)
+    x = normal(2, tokens, 24)
+    q, k, v = module.qkv(x).view(2, tokens, 3, 2, 12).permute(2, 0, 3, 1, 4)
+    rope = rope64((tokens,), 12)
     q, k = (layers.apply_rope(F.layer_norm(part, (12,)), rope) for part in (q, k))
-    expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 5, 24) @ module.out.weight.T
+    expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, tokens, 24) @ module.out.weight.T
     torch.testing.assert_close(module(x, rope), expected, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("across", [False, True])
-def test_grouped_attention_is_attention_of_each_group(across):
+@pytest.mark.parametrize("frames, places", [(3, 4), (3, 1), (1, 4)])
+def test_grouped_attention_is_attention_of_each_group(across, frames, places):
     module = layers.SelfAttention(24, 2).double()
-    frames, places = 3, 4
     x = normal(2, frames * places, 24)
     rope = rope64((frames,) if across else (places,), 12)
     grouped = module(x, rope, frames=frames, across=across).view(2, frames, places, 24)

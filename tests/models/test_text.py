@@ -106,6 +106,14 @@ def test_embeddings_see_order_in_both_directions():
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in made.blocks.parameters())
 
 
+def test_without_blocks_a_caption_is_its_words_in_any_order():
+    made = native(depth=0).double()
+    one, two = (made(made.tokenize([c])).values[0] for c in ("ab", "ba"))
+    torch.testing.assert_close(one[1], two[2], atol=0, rtol=0)
+    torch.testing.assert_close(one.mean(0), two.mean(0), atol=1e-12, rtol=1e-12)
+    assert not torch.allclose(one.mean(0), made(made.tokenize(["aa"])).values[0].mean(0), atol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
     if not (TOKENIZERS / "clip").is_dir():

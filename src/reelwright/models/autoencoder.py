@@ -36,6 +36,7 @@ class AutoencoderConfig(Config):
     channels: PositiveInt = 24  # numbers of a latent
     patch: Block = (16, 8, 8)  # frames, height, width that one token of the two transformers covers
     patch_channels: PositiveInt = 96  # principal components kept of a patch: a bound of the round trip
+    whiten: float = Field(default=0.5, ge=0, le=1)  # 0: errors count as in pixels; 1: in every component alike
     width: PositiveInt = 192
     heads: PositiveInt = 3
     encoder_depth: PositiveInt = 1
@@ -68,8 +69,11 @@ class AutoencoderConfig(Config):
 
     @property
     def components(self) -> PCACodecConfig:
-        """The linear codec whose coefficients are the tokens. Not whitened, so that errors are those of pixels."""
-        return PCACodecConfig(block=self.patch, channels=self.patch_channels, whiten=0.0, fit_blocks=FIT_BLOCKS)
+        """The linear codec whose coefficients are the tokens, and whose units the training error is in.
+
+        Outlines are in small components: in pixels' units they hardly count beside where an object is.
+        """
+        return PCACodecConfig(block=self.patch, channels=self.patch_channels, whiten=self.whiten, fit_blocks=FIT_BLOCKS)
 
     def build(self) -> Autoencoder:
         return Autoencoder(self)

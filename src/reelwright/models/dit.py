@@ -59,7 +59,7 @@ class DiTConfig(Config):
     mlp_ratio: float = Field(default=4.0, gt=0)
     positions: Literal["rope", "sinusoidal"] = "rope"  # turned within attention, or sines added to the tokens
     layout: Literal["full", "factorised"] = "full"  # factorised: spatial and temporal blocks take turns
-    text_tokens: Literal["cross", "joint"] = "cross"  # cross-attention, or text among the visual tokens
+    text_tokens: Literal["cross", "joint", "pooled"] = "cross"  # attended to, among the visual, or their mean alone
     attention: AttentionName = "auto"
     gradient_checkpointing: Checkpointing = False
 
@@ -121,7 +121,7 @@ class Block(nn.Module):
         frames: int,
         across: bool,
     ) -> Tensor:
-        """x `b n d`, modulation `b 6 d`, text_kv `b l 2*d`, mask over text (cross) or over all tokens (joint)."""
+        """x `b n d`, modulation `b 6 d`, text_kv `b l 2*d`, mask over text (cross), all tokens (joint) or none."""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation[:, :, None].unbind(1)  # b 1 d each
         own_mask = mask if self.cross_attention is None else None  # b n
         attended = self.self_attention(modulated_norm(x, shift1, scale1), rope, own_mask, frames, across)
@@ -134,11 +134,11 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """x_t `b c f h w`, t `b`, text `b l text_width` -> prediction `b c f h w`, for latents of any size.
 
-    The timestep and the mean of the text drive adaLN-zero; the text tokens enter by cross-attention or as tokens.
+    The timestep and the mean of the text drive adaLN-zero; the text tokens enter by cross-attention, as tokens among
+    the visual ones, or not at all (`pooled`, the fastest: what a caption says is then one vector).
     The output head starts at zero, so an untrained model predicts exactly 0.
     """
 
-    lora_targets = ("qkv", "out", "q", "up", "down", "text_kv")
     within: tuple[int, int] | None = None  # first frame of x_t and their number, where x_t is part of a longer video
 
     def __init__(self, config: DiTConfig, channels: int, text_width: int) -> None:
@@ -146,6 +146,7 @@ class DiT(nn.Module):
         check_attention(config.attention)
         self.config, self.channels, self.text_width = config, channels, text_width
         width, depth, cross = config.width, config.depth, config.text_tokens == "cross"
+        self.lora_targets = ("qkv", "out", "up", "down", *(("q", "text_kv") if cross else ()))
         patch_numbers = channels * config.patch[0] * config.patch[1] * config.patch[2]
         self.patch_in = nn.Linear(patch_numbers, width)
         self.position_in = nn.Linear(6 * OCTAVES, width, bias=False) if config.positions == "rope" else None
@@ -188,6 +189,8 @@ class DiT(nn.Module):
         context = self.time_in(t) + self.pooled_in(masked_mean(text, mask))  # b d
         modulation = self.modulation(F.silu(context)).view(b, 6 * depth + 2, width)  # b 6*depth+2 d
         *modulations, last = modulation.split([6] * depth + [2], dim=1)  # b 6 d each, b 2 d
+        if self.config.text_tokens == "pooled":
+            mask = None  # it is of text tokens, and the blocks see none
         if self.text_kv is not None:
             text_kv = self.text_kv(text).chunk(depth, dim=-1)  # b l 2*d each
         else:

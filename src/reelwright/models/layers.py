@@ -199,9 +199,12 @@ class SelfAttention(nn.Module):
         order = (3, 0, 2, 4, 1, 5) if across else (3, 0, 1, 4, 2, 5)
         qkv = qkv.permute(order).flatten(1, 2)  # 3 b*g heads m e: g groups of m tokens
         qk, v = qkv.split([2, 1])  # 2 b*g heads m e, 1 b*g heads m e
-        qk = head_norm(qk) if self.normalise else qk
-        q, k = (apply_rope(qk, rope) if rope else qk).unbind(0)  # b*g heads m e
-        out = attend(q, k, v[0], mask, self.backend)  # b*g heads m e
+        if v.shape[3] == 1:
+            out = v[0]  # a token alone attends to itself
+        else:
+            qk = head_norm(qk) if self.normalise else qk
+            q, k = (apply_rope(qk, rope) if rope else qk).unbind(0)  # b*g heads m e
+            out = attend(q, k, v[0], mask, self.backend)  # b*g heads m e
         out = out.unflatten(0, (b, -1)).permute((0, 3, 1, 2, 4) if across else (0, 1, 3, 2, 4))  # b f s heads e
         return self.out(out.reshape(b, n, d))  # b n d
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import nn
 
 from reelwright.config import Config
@@ -22,12 +22,15 @@ BYTES = 256
 
 
 class NativeTextConfig(Config):
-    """A byte-level BPE fitted on the captions and a small bidirectional transformer trained with the denoiser."""
+    """A byte-level BPE fitted on the captions and a small bidirectional transformer trained with the denoiser.
+
+    With `depth` 0 there is no transformer: tokens know nothing of one another nor of their order.
+    """
 
     type: Literal["native"] = "native"
     vocab_size: PositiveInt = 2048  # at most: a fitted tokenizer may find fewer
     width: PositiveInt = 256
-    depth: PositiveInt = 2
+    depth: NonNegativeInt = 2
     heads: PositiveInt = 4
     length: int = Field(default=64, ge=2)  # tokens kept of a caption, the first of them the beginning mark
 
@@ -38,7 +41,7 @@ class NativeTextConfig(Config):
                 f"vocab_size = {self.vocab_size}: padding, beginning and the {BYTES} bytes need at least "
                 f"{BYTES + SPECIAL_TOKENS}"
             )
-        if self.width % self.heads or self.width // self.heads % 2:
+        if self.depth and (self.width % self.heads or self.width // self.heads % 2):
             raise ValueError(
                 f"width = {self.width} over heads = {self.heads}: the head dimension must be whole and even"
             )
@@ -49,7 +52,7 @@ class NativeTextConfig(Config):
 
 
 class NativeText(nn.Module):
-    """Captions as the mean of what their tokens tell one another; any string encodes, as every byte has a token."""
+    """Captions as their tokens and what these tell one another; any string encodes, as every byte has a token."""
 
     trainable = True
 
@@ -123,7 +126,8 @@ class NativeText(nn.Module):
     def forward(self, tokens: Text) -> Text:
         """Ids `b l` -> embeddings `b l width`."""
         x = self.embedding(tokens.values)  # b l d
-        rope = rope_table((x.shape[1],), self.width // self.config.heads, x.device)  # l e
+        if self.blocks:
+            rope = rope_table((x.shape[1],), self.width // self.config.heads, x.device)  # l e
         for block in self.blocks:
             x = block(x, rope, tokens.mask)  # b l d
         return Text(self.norm(x), tokens.mask)
