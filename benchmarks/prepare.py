@@ -25,7 +25,7 @@ resize with OpenCV, by area. Before anything is timed, their pictures are compar
 frame is below MIN_PSNR has read another frame. They differ by the rounding of colour conversion and chroma
 upsampling, and OpenCV knows no tags of colour.
 
-As in our command, torch's idle threads sleep (OMP_WAIT_POLICY=PASSIVE) instead of spinning; for all ways alike.
+As in our command, torch's idle threads soon sleep (GOMP_SPINCOUNT=3000) instead of spinning; for all ways alike.
 Readers take turns A B C ... C B A, `--rounds` times; each figure is the median of its turns. Beside the wall time of
 the whole way stands the processor time of all its processes and threads, which other work on the machine disturbs less.
 """
@@ -45,7 +45,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # read when torch is loaded
 
 import av
 import cv2

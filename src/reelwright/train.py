@@ -6,14 +6,15 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reelwright.bundle import DenoisingLoss, build_bundle, draw, objective_of_step
+from reelwright.bundle import DenoisingLoss, Draws, build_bundle, draw, objective_of_step
+from reelwright.data.ahead import Ahead
 from reelwright.data.buckets import BucketSampler, bucket_cost, micro_batches
 from reelwright.data.replacement import ReplacingReader
 from reelwright.export import export_final
@@ -33,7 +34,7 @@ from reelwright.training.ema import EMA
 from reelwright.training.freezing import freeze
 from reelwright.training.optim import build_optimizer, learning_rate, set_learning_rate
 from reelwright.training.tracker import Trackers
-from reelwright.types import Bundle, Size, UsageError, UserError
+from reelwright.types import Bundle, Size, Text, UsageError, UserError
 from reelwright.video.sheet import contact_sheet
 from reelwright.video.write import write_video
 
@@ -52,6 +53,15 @@ class Outcome:
     run_dir: Path
     step: int
     interrupted: str | None = None
+
+
+@dataclass(frozen=True)
+class StepData:
+    """What one optimizer step of this process is made of."""
+
+    items: tuple[tuple[int, int], ...]  # (sample, epoch) of all processes
+    parts: list[tuple[Text, Draws]]  # of each micro-batch
+    bad: list[int]  # samples that were found not to read
 
 
 def train(
@@ -73,7 +83,7 @@ def train(
     main = accelerator.is_main_process
     share = _share(config.batch_size, accelerator.num_processes)
     run = RunDirectory.create(recipe.run_dir)
-    with run.lock() if main else nullcontext(), stop_signals() as stop:
+    with run.lock() if main else nullcontext(), stop_signals() as stop, ExitStack() as leaving:
         log = _logger(run, say) if main else (lambda _: None)
 
         def preparing(stage: str, done: int, total: int) -> None:
@@ -133,6 +143,18 @@ def train(
             f"{len(validation)} held out; {steps} steps; {_batches(config.batch_size, share, micro_batch)}"
         )
 
+        def make(step: int) -> StepData:
+            size, items = sampler.batch(step)
+            mine, at_once = items[shard], micro_batch[size]
+            objective = objective_of_step(bundle, recipe.seed, step)
+            parts = []
+            for start in range(0, len(mine), at_once):
+                batch = reader.load(mine[start : start + at_once], recipe.seed, config.caption_dropout)
+                parts.append((batch.text, draw(batch, objective, recipe.seed)))
+            return StepData(items, parts, reader.found_bad())
+
+        ahead = leaving.enter_context(Ahead(make, steps))
+
         def record(figures: dict[str, Any]) -> None:
             if main and trackers:
                 run.append_metrics({"step": state.step, **figures})
@@ -146,28 +168,23 @@ def train(
             torch.manual_seed(derive_seed(recipe.seed, "step", state.step, accelerator.process_index))
             rate = learning_rate(config, state.step, steps)
             set_learning_rate(optimizer, rate)
-            size, items = sampler.batch(state.step)
-            mine, at_once = items[shard], micro_batch[size]
-            objective = objective_of_step(bundle, recipe.seed, state.step)
+            data = ahead.take(state.step)
             step_loss = torch.zeros((), device=device)
             model.train()
-            for start in range(0, len(mine), at_once):
-                last = start + at_once >= len(mine)
-                batch = reader.load(mine[start : start + at_once], recipe.seed, config.caption_dropout)
-                drawn = draw(batch, objective, recipe.seed)
-                with nullcontext() if last else accelerator.no_sync(model):
+            for number, (text, drawn) in enumerate(data.parts, start=1):
+                with nullcontext() if number == len(data.parts) else accelerator.no_sync(model):
                     with accelerator.autocast():
                         losses = model(
-                            drawn.latents.to(device), drawn.noise.to(device), drawn.t.to(device), batch.text.to(device)
+                            drawn.latents.to(device), drawn.noise.to(device), drawn.t.to(device), text.to(device)
                         )
                     # a mean over the samples of the whole step; DDP averages over processes, hence their number
                     part = losses.sum() * (accelerator.num_processes / config.batch_size)
                     accelerator.backward(part)
                 step_loss += part.detach()
-            for index in _found_by_any(reader.found_bad(), accelerator):
+            for index in _found_by_any(data.bad, accelerator):
                 if index not in unreadable:
                     unreadable.add(index)
-                    why = reader.why((index, items[0][1]), recipe.seed)
+                    why = reader.why((index, data.items[0][1]), recipe.seed)
                     log(f"{training.samples[index].clip} (sample {index}) cannot be read, another stands in: {why}")
             if len(unreadable) > config.max_bad_fraction * len(training):
                 raise UserError(_too_many_bad(recipe, len(unreadable), len(training)))
@@ -178,7 +195,7 @@ def train(
                 log(f"step {state.step + 1}: loss = {loss_value}, gradient norm = {norm}")
                 # fp16's scaler skips such a step by itself and lowers its scale; one that goes on so is lost
                 if accelerator.scaler is None or not math.isfinite(loss_value) or skipped > MAX_SKIPPED_STEPS:
-                    raise UserError(_non_finite(state.step, [training.samples[i].clip for i, _ in items]))
+                    raise UserError(_non_finite(state.step, [training.samples[i].clip for i, _ in data.items]))
             else:
                 skipped = 0
             optimizer.step()

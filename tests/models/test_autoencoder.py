@@ -146,17 +146,20 @@ def test_every_size_has_its_share_of_the_memory(monkeypatch):
     small, large = moving_squares(30), moving_squares(30, (4, 32, 32))
     clips = [clip for pair in zip(small, large, strict=True) for clip in pair]
     monkeypatch.setattr(autoencoder_fit, "MEMORY_BYTES", sum(clip.numel() for clip in clips) // 3)
-    held = autoencoder_fit._held_in_memory(clips, 1000)
+    held, places = autoencoder_fit._held_in_memory(clips, 1000)
     numbers = {group[0].shape[2]: sum(map(len, group)) for group in held}
     assert numbers.keys() == {16, 32} and min(numbers.values()) >= 6 and abs(numbers[16] - numbers[32]) <= 6
     assert sum(tensor.numel() for group in held for tensor in group) <= autoencoder_fit.MEMORY_BYTES
+    for group, own in zip(held, places, strict=True):
+        assert torch.equal(torch.cat(group), torch.cat([video_to_pixels(clips[place]) for place in own]))
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 130])
 def test_clips_are_held_in_their_order(count, monkeypatch):
     videos = moving_squares(count)
     monkeypatch.setattr(autoencoder_fit, "HELD_BYTES", 64 * videos[0].numel())
-    (held,) = autoencoder_fit._held_in_memory(videos, 1000)
+    (held,), (places,) = autoencoder_fit._held_in_memory(videos, 1000)
+    assert places == list(range(count))
     assert all(len(tensor) == 64 for tensor in held[:-1])
     assert torch.equal(torch.cat(held), video_to_pixels(torch.cat(videos)))
     again = torch.cat(list(autoencoder_fit._AsVideos([held], "none")))
@@ -166,7 +169,7 @@ def test_clips_are_held_in_their_order(count, monkeypatch):
 def test_large_clips_are_held_one_by_one(monkeypatch):
     videos = moving_squares(3)
     monkeypatch.setattr(autoencoder_fit, "HELD_BYTES", videos[0].numel() - 1)
-    (held,) = autoencoder_fit._held_in_memory(videos, 1000)
+    (held,), _ = autoencoder_fit._held_in_memory(videos, 1000)
     assert [len(tensor) for tensor in held] == [1, 1, 1]
 
 
@@ -218,3 +221,72 @@ def test_nothing_to_train_on():
 def test_settings_that_cannot_be(settings, said):
     with pytest.raises(ValueError, match=said):
         AutoencoderConfig(**{**TINY.model_dump(), **settings})
+
+
+def warmth(video: torch.Tensor) -> tuple[str, ...]:
+    return ("a warm square", "it is warm") if float(video[0, 0].max()) > 0 else ("a cold square",)
+
+
+WARM = [warmth(video) for video in moving_squares(24)]
+
+
+def share_told(codec) -> float:
+    """Of the latents' variance, what lies between clips of one caption and of the other."""
+    latents = codec.encode(torch.cat(moving_squares(24))).mean.mean((2, 3, 4))  # n c
+    warm = torch.tensor(["it is warm" in some for some in WARM])
+    between = sum(
+        len(part) * (part.mean(0) - latents.mean(0)).square().sum() for part in (latents[warm], latents[~warm])
+    )
+    return float(between / (latents - latents.mean(0)).square().sum())
+
+
+def test_aligned_latents_say_what_the_captions_say():
+    plain, aligned = trained(), TINY.model_copy(update={"align": 3.0}).build()
+    aligned.fit(moving_squares(24), captions=WARM)
+    assert share_told(aligned) > 1.3 * share_told(plain)
+    unaligned = TINY.model_copy(update={"align": 3.0}).build()
+    unaligned.fit(moving_squares(24))
+    assert unaligned.state_dict().keys() == plain.state_dict().keys(), "nothing of the naming is kept"
+    assert torch.equal(unaligned.latent_out.weight, plain.latent_out.weight), (
+        "without captions there is nothing to name"
+    )
+
+
+def test_words_that_tell_clips_apart():
+    table = autoencoder_fit.caption_words([("A red ball", "the red one"), ("a blue ball",), ("a red cube",), ("a",)])
+    assert table is not None
+    words = ["ball", "red"]  # `a` is in all of them; blue, cube, one and the are in one clip each
+    assert table.shape == (4, len(words))
+    assert_close(table, torch.tensor([[0.5, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+    assert autoencoder_fit.caption_words([("one",), ("two",)]) is None
+
+
+def test_key_frames_are_all_that_is_read():
+    codec = TINY.model_copy(update={"key_frames": 1}).build()
+    codec.fit(moving_squares(24))
+    video = torch.cat(moving_squares(3))
+    between, key = video.clone(), video.clone()
+    between[:, :, [0, 2]] = 0.7
+    key[:, :, 1] = 0.7
+    assert torch.equal(codec.encode(between).mean, codec.encode(video).mean)
+    assert not torch.allclose(codec.encode(key).mean, codec.encode(video).mean)
+    untrained = TINY.model_copy(update={"key_frames": 1, "steps": 1}).build()
+    untrained.fit(moving_squares(24))
+    assert squared_error(codec, moving_squares(24)) < 0.5 * squared_error(untrained, moving_squares(24))
+    assert codec.decode(codec.encode(moving_squares(1, (8, 24, 32))[0]).mean).shape == (1, 3, 8, 24, 32)
+
+
+@pytest.mark.parametrize("augment", ["colours", "all"])
+def test_a_changed_clip_is_read_as_its_pixels_are(augment):
+    """The components of key frames of a changed clip are the changed components."""
+    codec = TINY.model_copy(update={"key_frames": 2, "augment": augment, "steps": 1}).build()
+    codec.fit(moving_squares(24))
+    video, symmetry = moving_squares(1)[0], Symmetry((1, 2, 0), augment == "all", augment == "all")
+    changed = symmetry.of_volume(video[0])[None]
+    assert codec.key_components is not None
+    assert_close(symmetry.of_tokens(codec.key_components, codec.read(video)), codec.read(changed), atol=1e-3, rtol=0)
+
+
+def test_more_key_frames_than_a_patch_has():
+    with pytest.raises(ValueError, match="key_frames = 3: a patch has 2 frames"):
+        AutoencoderConfig.model_validate(TINY.model_dump() | {"key_frames": 3})

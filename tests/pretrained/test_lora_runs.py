@@ -23,6 +23,7 @@ from reelwright.types import UserError
 from reelwright.video.write import read_frames, read_recipe
 from tiny_families import save_wan
 from tiny_ltx import save_ltx
+from tiny_wan22 import save_experts
 
 torch.set_num_threads(1)
 WITH_EMA = ("train.ema=0.9", "train.save_every=2", "train.keep_checkpoints=9", "train.lora.dropout=0.2")
@@ -150,6 +151,28 @@ def test_the_recipes_run_at_toy_size(name, save, shapes_clips, tmp_path, run_cli
     assert read_frames(video)[0].shape == (5, 32, 32, 3)
     for form in ("lora", "comfyui"):
         assert run_cli("export", tmp_path / "run", tmp_path / f"{form}.safetensors", "--format", form).code == 0
+
+
+def test_the_recipe_of_two_experts_runs_at_toy_size(shapes_clips, tmp_path, run_cli):
+    """Its commands in their order: one run an expert, and a video by the adapters of both."""
+    recipe = Path(__file__).parents[2] / "recipes" / "wan-2.2-a14b-lora.yaml"
+    only = "data.only=[" + ",".join(sorted(p.name for p in (shapes_clips / "videos").glob("*.mp4"))[:6]) + "]"
+    places = [f"cache_dir={tmp_path / 'cache'}", f"data.path={shapes_clips}", only]
+    model = f"model.model={save_experts(tmp_path / 'model')}"
+    assert run_cli("prepare", recipe, *places, model, *TOY).code == 0
+    for expert in ("high", "low"):
+        run = tmp_path / expert
+        done = run_cli("train", recipe, *places, model, f"model.expert={expert}", f"run_dir={run}", *TOY)
+        assert done.code == 0, done.err
+        assert run_cli("export", run, tmp_path / f"{expert}.safetensors", "--format", "lora").code == 0
+    frames = []
+    for more in ([], ["--lora", tmp_path / "low.safetensors"]):
+        video = tmp_path / f"video{len(more)}.mp4"
+        words = ["--prompt", "a red circle", "--steps", 8, "--out", video]
+        made = run_cli("generate", tmp_path / "high", *words, *more)
+        assert made.code == 0, made.err
+        frames.append(read_frames(video)[0])
+    assert frames[0].shape == frames[1].shape == (5, 32, 32, 3)
 
 
 def test_the_base_is_hashed_once_until_its_files_change(base, tmp_path, shapes_clips, monkeypatch):

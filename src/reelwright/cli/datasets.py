@@ -90,8 +90,9 @@ def prepare(
 
     engine=ray, address=... and workers=N may stand among the settings too: they say where the work is done.
     """
-    # Read when torch is loaded: its idle threads then sleep and leave the processors to decoding.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch is loaded: its idle threads soon sleep and leave the processors to decoding. Not at once, as with
+    # OMP_WAIT_POLICY=PASSIVE: a codec in training, whose products are short, takes twice as long then.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     from reelwright.prepare import prepare as run_prepare
     from reelwright.prepare.engine import parse_engine
     from reelwright.prepare.processes import is_first

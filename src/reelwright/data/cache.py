@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -75,6 +76,7 @@ class Cache:
             if not self._shards.is_dir():  # with it but without `pending`: a copy that may only be read
                 raise UserError(f"{root}: the cache folder cannot be made ({error.strerror}); set cache_dir") from None
         self._files: OrderedDict[Path, TensorFile] = OrderedDict()
+        self._opening = threading.Lock()
         self._read: set[Path] = set()  # shard indexes already in `_packed`
         self._packed: dict[str, _Entry] = {}
         self._waiting: dict[str, _Entry] = {}
@@ -328,13 +330,14 @@ class Cache:
 
     def _opened(self, path: Path) -> TensorFile:
         """The file, open; the last few hundred stay so. OSError; ValueError where it is damaged."""
-        file = self._files.get(path)
-        if file is None:
-            file = self._files[path] = TensorFile(path)
-            if len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)
-        self._files.move_to_end(path)
-        return file
+        with self._opening:  # a training step is read while another part of the run reads too
+            file = self._files.get(path)
+            if file is None:
+                file = self._files[path] = TensorFile(path)
+                if len(self._files) > _OPEN_FILES:
+                    self._files.popitem(last=False)
+            self._files.move_to_end(path)
+            return file
 
 
 def damaged(path: Path, what: str, key: str = "") -> CacheDamaged:

@@ -9,11 +9,11 @@ as clean pictures too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from reelwright.config import Config
@@ -24,6 +24,7 @@ from reelwright.types import Compression, Posterior, Size
 
 OCTAVES = 6  # of the absolute positions, as in the DiT
 FIT_BLOCKS = 32768  # patches the principal components are of
+KEY_CHANNELS = 48  # principal components read of a patch of one frame
 
 Augment = Literal["none", "colours", "all"]
 
@@ -37,6 +38,8 @@ class AutoencoderConfig(Config):
     patch: Block = (16, 8, 8)  # frames, height, width that one token of the two transformers covers
     patch_channels: PositiveInt = 96  # principal components kept of a patch: a bound of the round trip
     whiten: float = Field(default=0.5, ge=0, le=1)  # 0: errors count as in pixels; 1: in every component alike
+    key_frames: NonNegativeInt = 0  # of every patch, read one by one in place of all frames' components; 0: not so
+    align: float = Field(default=0.0, ge=0)  # weight of naming the captions' words by the noisy latents
     width: PositiveInt = 192
     heads: PositiveInt = 3
     encoder_depth: PositiveInt = 1
@@ -58,6 +61,8 @@ class AutoencoderConfig(Config):
     def _check(self) -> Self:
         if any(block % patch for block, patch in zip(self.block, self.patch, strict=True)):
             raise ValueError(f"block = {list(self.block)} must be whole multiples of patch = {list(self.patch)}")
+        if self.key_frames > self.patch[0]:
+            raise ValueError(f"key_frames = {self.key_frames}: a patch has {self.patch[0]} frames (patch)")
         head_dim, rest = divmod(self.width, self.heads)
         if rest or head_dim % 2 or head_dim < 6:
             raise ValueError(
@@ -75,6 +80,13 @@ class AutoencoderConfig(Config):
         """
         return PCACodecConfig(block=self.patch, channels=self.patch_channels, whiten=self.whiten, fit_blocks=FIT_BLOCKS)
 
+    @property
+    def key_components(self) -> PCACodecConfig:
+        """The linear codec whose coefficients are read of key frames."""
+        _, height, width = self.patch
+        channels = min(KEY_CHANNELS, 3 * height * width)
+        return PCACodecConfig(block=(1, height, width), channels=channels, whiten=self.whiten, fit_blocks=FIT_BLOCKS)
+
     def build(self) -> Autoencoder:
         return Autoencoder(self)
 
@@ -89,13 +101,15 @@ class Autoencoder(nn.Module):
         self.config, self.channels = config, config.channels
         self.compression = Compression(*config.block)
         self.components = config.components.build()
+        self.key_components = config.key_components.build() if config.key_frames else None
         width, tokens, waist = config.width, config.patch_channels, config.width
         for merged in config.merge:
             waist *= merged
-        self.patch_in = nn.Linear(tokens, width)
+        read = tokens if self.key_components is None else self.key_components.channels * config.key_frames
+        self.patch_in = nn.Linear(read, width)
         self.encoder_position = nn.Linear(6 * OCTAVES, width, bias=False)
         self.encoder = nn.ModuleList(TransformerBlock(width, config.heads) for _ in range(config.encoder_depth))
-        self.latent_out = nn.Linear(waist, config.channels)
+        self.latent_out = nn.Linear(waist + (width if config.key_frames else 0), config.channels)
         self.latent_in = nn.Linear(config.channels, waist)
         self.decoder_position = nn.Linear(6 * OCTAVES, width, bias=False)
         self.decoder = nn.ModuleList(TransformerBlock(width, config.heads) for _ in range(config.decoder_depth))
@@ -115,22 +129,23 @@ class Autoencoder(nn.Module):
         videos: Iterable[Tensor],
         on_step: Callable[[int, int], None] = lambda *_: None,
         dtype: torch.dtype = torch.float32,
+        captions: Sequence[Sequence[str]] = (),
     ) -> None:
         """Train on videos `b 3 f h w` in [-1, 1], read once and in order, where the module is; products in `dtype`.
 
-        The result depends on the videos and settings alone. UserError for too few patches or videos without variation.
+        `captions` of each video, where `align` wants them; the list may be filled while the videos are read. The result
+        depends on these and the settings alone. UserError for too few patches or videos without variation.
         """
         from reelwright.models.autoencoder_fit import train_autoencoder
 
-        train_autoencoder(self, videos, on_step, dtype)
+        train_autoencoder(self, videos, on_step, dtype, captions)
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Posterior:
         """`b 3 f h w` in [-1, 1] -> posterior without variance, mean `b channels f' h' w'` of unit variance."""
         self._check_fitted()
         with torch.autocast(video.device.type, enabled=False):
-            tokens = self.components.encode(video.float()).mean  # b k f/pf h/ph w/pw
-            raw = self.to_latents(tokens)
+            raw = self.to_latents(self.read(video.float()))
             return Posterior((raw - _channel(self.latent_mean)) / _channel(self.latent_std))
 
     @torch.no_grad()
@@ -141,13 +156,32 @@ class Autoencoder(nn.Module):
             raw = latents.float() * _channel(self.latent_std) + _channel(self.latent_mean)
             return self.components.decode(self.from_latents(raw))
 
+    def read(self, video: Tensor) -> Tensor:
+        """What the encoder is told of `b 3 f h w`: components `b k f/pf h/ph w/pw`, or of each key frame by itself."""
+        if self.key_components is None:
+            return self.components.encode(video).mean
+        patch, count = self.config.patch[0], self.config.key_frames
+        within = [round(number * (patch - 1) / (count - 1)) for number in range(count)] if count > 1 else [patch // 2]
+        chosen = [start + frame for start in range(0, video.shape[2], patch) for frame in within]
+        return self.key_components.encode(video[:, :, chosen]).mean  # b k f/pf*count h/ph w/pw
+
     def to_latents(self, tokens: Tensor) -> Tensor:
-        """Components `b k f/pf h/ph w/pw` -> latents as the waist has them, `b channels f' h' w'`."""
+        """What `read` gives -> latents as the waist has them, `b channels f' h' w'`.
+
+        Of key frames the mean over all places is handed on too: what is seen, wherever it is.
+        """
+        if self.key_components is not None:
+            parts = tokens.unflatten(2, (-1, self.config.key_frames))  # b k f/pf count h/ph w/pw
+            tokens = parts.transpose(2, 3).flatten(1, 2)  # b k*count f/pf h/ph w/pw
         size = Size(*tokens.shape[2:])
         x = self.patch_in(tokens.flatten(2).transpose(1, 2))  # b n d
         x = self._transform(x, size, self.encoder_position, self.encoder)  # b n d
         grid = x.transpose(1, 2).unflatten(2, size.tuple)  # b d f/pf h/ph w/pw
-        latents = self.latent_out(patchify(grid, self.config.merge))  # b m channels
+        merged = patchify(grid, self.config.merge)  # b m d*merged
+        if self.key_components is not None:
+            whole = x.mean(1, keepdim=True) * x.shape[1] ** 0.5  # b 1 d, as large as one place's numbers
+            merged = torch.cat([merged, whole.expand(-1, merged.shape[1], -1)], dim=2)  # b m d*(merged+1)
+        latents = self.latent_out(merged)  # b m channels
         coarse = [extent // merged for extent, merged in zip(size.tuple, self.config.merge, strict=True)]
         return latents.transpose(1, 2).unflatten(2, coarse)
 

@@ -47,7 +47,11 @@ def fit_codec(recipe: Recipe, inspection: Inspection, frames: WindowReader, prog
     if isinstance(codec, Autoencoder):
         device = resolve_device(recipe.train.device)
         dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
-        codec.to(device).fit(videos, lambda done, total: progress("training the codec", done, total), dtype)
+
+        def on_step(done: int, total: int) -> None:
+            progress("training the codec", done, total)
+
+        codec.to(device).fit(videos, on_step, dtype, videos.captions)
         codec.to("cpu")
     else:
         codec.fit(videos)
@@ -66,15 +70,20 @@ def fit_text(recipe: Recipe, inspection: Inspection) -> Any:
 
 
 class _Videos:
-    """Decoded windows as a codec's `fit` reads them: float `1 3 f h w`, of known number."""
+    """Decoded windows as a codec's `fit` reads them: float `1 3 f h w`, of known number.
+
+    `captions` grows with them: a clip that does not decode is in neither.
+    """
 
     def __init__(self, frames: WindowReader, pieces: Sequence[Piece], on_read: Callable[[int], None]) -> None:
         self._frames, self._pieces, self._on_read = frames, pieces, on_read
+        self.captions: list[tuple[str, ...]] = []
 
     def __len__(self) -> int:
         return len(self._pieces)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for number, (_, pixels) in enumerate(self._frames.read(self._pieces, keep=True), start=1):
+        for number, (piece, pixels) in enumerate(self._frames.read(self._pieces, keep=True), start=1):
+            self.captions.append(piece.sample.clip.captions)
             self._on_read(number)
             yield pixels_to_video(torch.from_numpy(pixels)[None])
