@@ -22,21 +22,12 @@ SCORED_SPLITS = ("in_distribution", "held_out_pairs")
 SHOWN_PROMPTS = ("a red circle moves left", "a blue square moves up", "a yellow triangle grows")
 
 # The same settings as recipes/shapes-cpu.yaml (a test holds them together), for fewer steps.
-CODEC_STEPS = 2000
-STEPS = 4500
+CODEC_STEPS = 2600
+STEPS = 3000
 RECIPE = """\
 seed: 0
 data: {frames: 16, fps: 8, width: 64, height: 64, validation: 0.02}
-codec:
-  type: autoencoder
-  block: [16, 64, 64]
-  channels: 128
-  decoder_depth: 1
-  augment: none
-  key_frames: 4
-  align: 0.9
-  latent_noise: 0.4
-  fit_clips: 6000
+codec: {type: autoencoder, block: [16, 64, 64], channels: 192, decoder_depth: 1, augment: none, fit_clips: 6000}
 text: {type: native, vocab_size: 512, width: 128, depth: 1, length: 32}
 model: {type: dit, width: 256, depth: 4, heads: 4, text_tokens: pooled}
 objective: {schedule: flow, shift: 1.5, prediction: x0}

@@ -68,6 +68,14 @@ def test_training_lowers_the_error(codec):
     assert squared_error(codec, videos) < 0.5 * float((torch.cat(videos) - mean).square().mean())
 
 
+def test_muon_trains_too_and_repeats():
+    videos = moving_squares(24)
+    codec = trained(optimizer="muon", learning_rate=2e-2)
+    assert squared_error(codec, videos) < 0.5 * squared_error(trained(steps=4), videos)
+    few = trained(optimizer="muon", steps=6)
+    assert trained(optimizer="muon", steps=6).fingerprint() == few.fingerprint() != trained(steps=6).fingerprint()
+
+
 def test_whitening_is_the_unit_of_the_tokens():
     videos, deviations = moving_squares(24), {}
     for whiten in (0.0, 0.5, 1.0):

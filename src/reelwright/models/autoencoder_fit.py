@@ -131,16 +131,16 @@ def caption_words(captions: Sequence[Sequence[str]]) -> Tensor | None:
 
 
 def _optimizers(codec: Autoencoder, naming: Naming | None, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
-    """Muon for the codec's matrices, AdamW for all else."""
+    """AdamW, or Muon for the codec's matrices and AdamW for all else."""
     config = codec.config
-    matrices = [parameter for parameter in codec.parameters() if parameter.ndim == 2]
-    rest = [parameter for parameter in codec.parameters() if parameter.ndim != 2]
+    rest, matrices = list(codec.parameters()), []
+    if config.optimizer == "muon":
+        matrices = [parameter for parameter in rest if parameter.ndim == 2]
+        rest = [parameter for parameter in rest if parameter.ndim != 2]
     rest += list(naming.parameters()) if naming is not None else []
     fused = codec.latent_std.device.type in ("cpu", "cuda")
-    return [
-        Muon(matrices, config.learning_rate, dtype=dtype),
-        torch.optim.AdamW(rest, config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=fused),
-    ]
+    adamw = torch.optim.AdamW(rest, config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=fused)
+    return [adamw, Muon(matrices, config.learning_rate, dtype=dtype)] if matrices else [adamw]
 
 
 class _Group(NamedTuple):
