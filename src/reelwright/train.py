@@ -56,12 +56,14 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class StepData:
-    """What one optimizer step of this process is made of."""
+class MicroBatch:
+    """What one forward and backward pass of this process is made of."""
 
-    items: tuple[tuple[int, int], ...]  # (sample, epoch) of all processes
-    parts: list[tuple[Text, Draws]]  # of each micro-batch
-    bad: list[int]  # samples that were found not to read
+    items: tuple[tuple[int, int], ...]  # (sample, epoch) of the whole step, of all processes
+    text: Text
+    drawn: Draws
+    last: bool  # of its step
+    bad: list[int]  # samples that this step found not to read, told with the last
 
 
 def train(
@@ -143,17 +145,18 @@ def train(
             f"{len(validation)} held out; {steps} steps; {_batches(config.batch_size, share, micro_batch)}"
         )
 
-        def make(step: int) -> StepData:
-            size, items = sampler.batch(step)
-            mine, at_once = items[shard], micro_batch[size]
-            objective = objective_of_step(bundle, recipe.seed, step)
-            parts = []
-            for start in range(0, len(mine), at_once):
-                batch = reader.load(mine[start : start + at_once], recipe.seed, config.caption_dropout)
-                parts.append((batch.text, draw(batch, objective, recipe.seed)))
-            return StepData(items, parts, reader.found_bad())
+        def micro_batches_from(first: int) -> Iterator[MicroBatch]:
+            for step in range(first, steps):
+                size, items = sampler.batch(step)
+                mine, at_once = items[shard], micro_batch[size]
+                objective = objective_of_step(bundle, recipe.seed, step)
+                for start in range(0, len(mine), at_once):
+                    batch = reader.load(mine[start : start + at_once], recipe.seed, config.caption_dropout)
+                    last = start + at_once >= len(mine)
+                    bad = reader.found_bad() if last else []
+                    yield MicroBatch(items, batch.text, draw(batch, objective, recipe.seed), last, bad)
 
-        ahead = leaving.enter_context(Ahead(make, steps))
+        ahead = leaving.enter_context(Ahead(micro_batches_from(state.step)))
 
         def record(figures: dict[str, Any]) -> None:
             if main and trackers:
@@ -168,14 +171,16 @@ def train(
             torch.manual_seed(derive_seed(recipe.seed, "step", state.step, accelerator.process_index))
             rate = learning_rate(config, state.step, steps)
             set_learning_rate(optimizer, rate)
-            data = ahead.take(state.step)
             step_loss = torch.zeros((), device=device)
             model.train()
-            for number, (text, drawn) in enumerate(data.parts, start=1):
-                with nullcontext() if number == len(data.parts) else accelerator.no_sync(model):
+            last = False
+            while not last:
+                data = ahead.take()
+                drawn, last = data.drawn, data.last
+                with nullcontext() if last else accelerator.no_sync(model):
                     with accelerator.autocast():
                         losses = model(
-                            drawn.latents.to(device), drawn.noise.to(device), drawn.t.to(device), text.to(device)
+                            drawn.latents.to(device), drawn.noise.to(device), drawn.t.to(device), data.text.to(device)
                         )
                     # a mean over the samples of the whole step; DDP averages over processes, hence their number
                     part = losses.sum() * (accelerator.num_processes / config.batch_size)

@@ -72,8 +72,9 @@ def test_muon_trains_too_and_repeats():
     videos = moving_squares(24)
     codec = trained(optimizer="muon", learning_rate=2e-2)
     assert squared_error(codec, videos) < 0.5 * squared_error(trained(steps=4), videos)
-    few = trained(optimizer="muon", steps=6)
-    assert trained(optimizer="muon", steps=6).fingerprint() == few.fingerprint() != trained(steps=6).fingerprint()
+    few, again, other = trained(optimizer="muon", steps=6), trained(optimizer="muon", steps=6), trained(steps=6)
+    assert torch.equal(few.latent_out.weight, again.latent_out.weight)
+    assert not torch.allclose(few.latent_out.weight, other.latent_out.weight)
 
 
 def test_whitening_is_the_unit_of_the_tokens():
@@ -252,12 +253,9 @@ def test_aligned_latents_say_what_the_captions_say():
     plain, aligned = trained(), TINY.model_copy(update={"align": 3.0}).build()
     aligned.fit(moving_squares(24), captions=WARM)
     assert share_told(aligned) > 1.3 * share_told(plain)
-    unaligned = TINY.model_copy(update={"align": 3.0}).build()
-    unaligned.fit(moving_squares(24))
-    assert unaligned.state_dict().keys() == plain.state_dict().keys(), "nothing of the naming is kept"
-    assert torch.equal(unaligned.latent_out.weight, plain.latent_out.weight), (
-        "without captions there is nothing to name"
-    )
+    assert aligned.state_dict().keys() == plain.state_dict().keys(), "nothing of the naming is kept"
+    with pytest.raises(UserError, match="no word of the captions tells the clips apart"):
+        TINY.model_copy(update={"align": 3.0}).build().fit(moving_squares(24), captions=[("the same",)] * 24)
 
 
 def test_words_that_tell_clips_apart():

@@ -166,13 +166,14 @@ def test_the_recipe_of_two_experts_runs_at_toy_size(shapes_clips, tmp_path, run_
         assert done.code == 0, done.err
         assert run_cli("export", run, tmp_path / f"{expert}.safetensors", "--format", "lora").code == 0
     frames = []
-    for more in ([], ["--lora", tmp_path / "low.safetensors"]):
+    for more in ([], ["--lora", f"{tmp_path / 'low.safetensors'}:10000"]):
         video = tmp_path / f"video{len(more)}.mp4"
         words = ["--prompt", "a red circle", "--steps", 8, "--out", video]
         made = run_cli("generate", tmp_path / "high", *words, *more)
         assert made.code == 0, made.err
         frames.append(read_frames(video)[0])
     assert frames[0].shape == frames[1].shape == (5, 32, 32, 3)
+    assert (frames[0] != frames[1]).any(), "the other expert's adapters count"
 
 
 def test_the_base_is_hashed_once_until_its_files_change(base, tmp_path, shapes_clips, monkeypatch):

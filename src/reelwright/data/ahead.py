@@ -1,8 +1,8 @@
-"""The next training batch is made while the present one is trained on."""
+"""The next batch is made while the present one is trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -11,26 +11,22 @@ Made = TypeVar("Made")
 
 
 class Ahead(Generic[Made]):
-    """`make(step)` for one step after the other, each in a thread, one step before it is asked for.
+    """What an iterator yields, each made by a thread, one ahead of what is asked for.
 
-    Reading and drawing hardly use the processor cores and devices that a step's products keep busy. What `make` raises
-    is raised where that step is asked for, and nothing of later steps is made then.
+    Reading and drawing hardly use the processor cores and devices that a step's products keep busy. What the iterator
+    raises is raised where that item is asked for.
     """
 
-    def __init__(self, make: Callable[[int], Made], end: int) -> None:
-        """`end`: the first step that is not made ahead any more."""
-        self._make, self._end = make, end
+    def __init__(self, items: Iterator[Made]) -> None:
+        self._items = items
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
-        self._next: tuple[int, Future[Made]] | None = None
+        self._next: Future[Made] | None = None
 
-    def take(self, step: int) -> Made:
-        """What `make` made of this step; the one after it is begun."""
-        if self._next is not None and self._next[0] == step:
-            future = self._next[1]
-        else:
-            future = self._thread.submit(self._make, step)
+    def take(self) -> Made:
+        """The next item; the one after it is begun. StopIteration after the last, as an error of the caller's."""
+        future = self._next or self._thread.submit(next, self._items)
         made = future.result()
-        self._next = (step + 1, self._thread.submit(self._make, step + 1)) if step + 1 < self._end else None
+        self._next = self._thread.submit(next, self._items)
         return made
 
     def __enter__(self) -> Self:

@@ -162,6 +162,7 @@ class Autoencoder(nn.Module):
         if self.key_components is None:
             return self.components.encode(video).mean
         patch, count = self.config.patch[0], self.config.key_frames
+        # evenly from end to end; where that is not the same from the other end, reversed clips are read a frame off
         within = [round(number * (patch - 1) / (count - 1)) for number in range(count)] if count > 1 else [patch // 2]
         chosen = [start + frame for start in range(0, video.shape[2], patch) for frame in within]
         return self.key_components.encode(video[:, :, chosen]).mean  # b k f/pf*count h/ph w/pw

@@ -56,14 +56,19 @@ def train_autoencoder(
         codec.key_components.fit(_AsVideos(clips, config.augment))
         codec.key_components.to(device)
     groups: list[_Group] = []
-    words = caption_words(captions) if config.align and captions else None
+    words = caption_words(captions) if config.align else None
+    if config.align and words is None:
+        raise UserError(
+            f"codec.align = {config.align:g}: no word of the captions tells the clips apart (it takes one that two "
+            "clips have and most have not); use codec.align=0"
+        )
     while clips:  # one size after the other lets its pixels go
         groups.append(_group(codec, clips.pop(0), words[numbers.pop(0)] if words is not None else None))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        _initialise(codec)
+        _initialise(codec.cpu())
         naming = None if words is None else Naming(config.channels, words).to(device)
-    codec.requires_grad_(True).train()
+    codec.to(device).requires_grad_(True).train()
     trained = [*codec.parameters(), *(naming.parameters() if naming is not None else ())]
     optimizers = _optimizers(codec, naming, dtype)
     schedules = [
