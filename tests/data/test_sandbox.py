@@ -317,10 +317,11 @@ def test_processor_time_is_counted_for_each_job(tmp_path: Path, monkeypatch: pyt
 
 
 PARENT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from reelwright.data.decode import probe
 from reelwright.data.sandbox import Decoders
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 with Decoders(2) as decoders:
     jobs = [decoders.submit(probe, Path(sys.argv[1])) for _ in range(4)]
     while len(decoders._children) < 2 or not all(child.jobs for child in decoders._children):
