@@ -14,7 +14,7 @@ def one_step(gradient: torch.Tensor, **settings) -> torch.Tensor:
     """What the first step takes away, divided by the learning rate."""
     matrix = nn.Parameter(torch.zeros_like(gradient))
     matrix.grad = gradient
-    Muon([matrix], 0.5, **settings).step()
+    Muon([matrix], 0.5, dtype=gradient.dtype, **settings).step()
     return -matrix.detach() / 0.5
 
 
