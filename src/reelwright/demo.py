@@ -17,17 +17,18 @@ from reelwright.types import UserError
 
 INTERRUPTED = 130
 CLIPS = 3000
+CAPTIONS = 8  # of each clip at most
 SCORED_PROMPTS = 128
 SCORED_SPLITS = ("in_distribution", "held_out_pairs")
 SHOWN_PROMPTS = ("a red circle moves left", "a blue square moves up", "a yellow triangle grows")
 
 # The same settings as recipes/shapes-cpu.yaml (a test holds them together), for fewer steps.
-CODEC_STEPS = 2600
+CODEC_STEPS = 1600
 STEPS = 3000
 RECIPE = """\
 seed: 0
 data: {frames: 16, fps: 8, width: 64, height: 64, validation: 0.02}
-codec: {type: autoencoder, block: [16, 64, 64], channels: 192, decoder_depth: 1, augment: none, fit_clips: 6000}
+codec: {type: content_motion, block: [16, 64, 64], fit_clips: 6000}
 text: {type: native, vocab_size: 512, width: 128, depth: 1, length: 32}
 model: {type: dit, width: 256, depth: 4, heads: 4, text_tokens: pooled}
 objective: {schedule: flow, shift: 1.5, prediction: x0}
@@ -39,7 +40,7 @@ train:
   save_every: 1000
   evaluate_every: 1000
   sample_every: 1000
-sampling: {sampler: euler, steps: 20, guidance: 2.5}
+sampling: {sampler: euler, steps: 20, guidance: 1.5}
 """
 
 
@@ -52,7 +53,7 @@ def run_demo(out: Path, steps: int | None = None) -> None:
     data, run, recipe, scores = out / "shapes", out / "run", out / "recipe.yaml", out / "scores.json"
     out.mkdir(parents=True, exist_ok=True)
     write_recipe(recipe, data, run, out / "cache", steps or STEPS)
-    _command("shapes", data, "--clips", CLIPS, "--seed", 0)
+    _command("shapes", data, "--clips", CLIPS, "--captions", CAPTIONS, "--seed", 0)
     _command("inspect", recipe, "--html", out / "inspection.html")
     _command("prepare", recipe)
     _command("train", recipe)

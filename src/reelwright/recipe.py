@@ -13,6 +13,7 @@ from reelwright.diffusion.objective import ObjectiveConfig
 from reelwright.diffusion.sampler import SAMPLERS
 from reelwright.models.autoencoder import AutoencoderConfig
 from reelwright.models.codec import AutoencoderKLConfig, DCTCodecConfig, PCACodecConfig, PixelCodecConfig
+from reelwright.models.content_motion import ContentMotionConfig
 from reelwright.models.dit import DiTConfig
 from reelwright.models.spatial import VideoTransformerConfig
 from reelwright.models.text import CLIPTextConfig, NativeTextConfig, T5TextConfig
@@ -49,6 +50,7 @@ CodecConfig = Annotated[
     | DCTCodecConfig
     | PixelCodecConfig
     | AutoencoderConfig
+    | ContentMotionConfig
     | AutoencoderKLConfig
     | VideoAutoencoderConfig,
     Field(discriminator="type"),

@@ -4,11 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from reelwright.models import autoencoder_fit
 from reelwright.models.autoencoder import AutoencoderConfig
-from reelwright.models.autoencoder_fit import Symmetry
-from reelwright.models.codec import video_to_pixels
 from reelwright.types import Codec, Compression, UserError
+from squares import moving_squares
 
 torch.set_num_threads(1)
 
@@ -16,22 +14,6 @@ TINY = AutoencoderConfig(
     block=(4, 8, 8), channels=8, patch=(2, 4, 4), patch_channels=24, width=24, heads=2, encoder_depth=1,
     decoder_depth=1, steps=240, batch_size=8, learning_rate=8e-3, augment="none",
 )  # fmt: skip
-
-
-def moving_squares(count: int, size: tuple[int, int, int] = (4, 16, 16)) -> list[torch.Tensor]:
-    """Float `1 3 f h w`: a square of some colour that moves to the right or down."""
-    generator = torch.Generator().manual_seed(0)
-    videos = []
-    for _ in range(count):
-        frames, height, width = size
-        video = torch.full((1, 3, *size), -0.8)
-        top = int(torch.randint(0, height - 8, (1,), generator=generator))
-        left = int(torch.randint(0, width - 8, (1,), generator=generator))
-        colour = torch.rand(3, 1, 1, generator=generator) * 2 - 1
-        for f in range(frames):
-            video[0, :, f, top : top + 5, left + f : left + f + 5] = colour
-        videos.append(video)
-    return videos
 
 
 def trained(**changes):
@@ -150,68 +132,6 @@ def test_only_so_many_clips_are_trained_on():
     assert few.fingerprint() == evenly.fingerprint()
 
 
-def test_every_size_has_its_share_of_the_memory(monkeypatch):
-    """Clips of two sizes in turn, and room for a third of them all."""
-    small, large = moving_squares(30), moving_squares(30, (4, 32, 32))
-    clips = [clip for pair in zip(small, large, strict=True) for clip in pair]
-    monkeypatch.setattr(autoencoder_fit, "MEMORY_BYTES", sum(clip.numel() for clip in clips) // 3)
-    held, places = autoencoder_fit._held_in_memory(clips, 1000)
-    numbers = {group[0].shape[2]: sum(map(len, group)) for group in held}
-    assert numbers.keys() == {16, 32} and min(numbers.values()) >= 6 and abs(numbers[16] - numbers[32]) <= 6
-    assert sum(tensor.numel() for group in held for tensor in group) <= autoencoder_fit.MEMORY_BYTES
-    for group, own in zip(held, places, strict=True):
-        assert torch.equal(torch.cat(group), torch.cat([video_to_pixels(clips[place]) for place in own]))
-
-
-@pytest.mark.parametrize("count", [1, 63, 64, 65, 130])
-def test_clips_are_held_in_their_order(count, monkeypatch):
-    videos = moving_squares(count)
-    monkeypatch.setattr(autoencoder_fit, "HELD_BYTES", 64 * videos[0].numel())
-    (held,), (places,) = autoencoder_fit._held_in_memory(videos, 1000)
-    assert places == list(range(count))
-    assert all(len(tensor) == 64 for tensor in held[:-1])
-    assert torch.equal(torch.cat(held), video_to_pixels(torch.cat(videos)))
-    again = torch.cat(list(autoencoder_fit._AsVideos([held], "none")))
-    assert (again - torch.cat(videos)).abs().max() < 0.005
-
-
-def test_large_clips_are_held_one_by_one(monkeypatch):
-    videos = moving_squares(3)
-    monkeypatch.setattr(autoencoder_fit, "HELD_BYTES", videos[0].numel() - 1)
-    (held,), _ = autoencoder_fit._held_in_memory(videos, 1000)
-    assert [len(tensor) for tensor in held] == [1, 1, 1]
-
-
-def test_a_changed_clip_holds_the_same_pixels():
-    volume = torch.rand(3, 2, 8, 8)
-    seen = set()
-    for seed in range(24):
-        made = Symmetry.drawn("all", torch.Generator().manual_seed(seed)).of_volume(volume)
-        assert made.shape == volume.shape
-        assert torch.equal(made.flatten().sort().values, volume.flatten().sort().values)
-        seen.add(made.contiguous().numpy().tobytes())
-    assert len(seen) > 12
-    assert Symmetry.drawn("none", torch.Generator()) == Symmetry()
-    assert {Symmetry.drawn("colours", torch.Generator().manual_seed(s))[1:] for s in range(8)} == {(False,) * 4}
-    assert Symmetry(turned=True).of_volume(volume[:, :, :4]).shape == (3, 2, 4, 8)
-
-
-@pytest.mark.parametrize("patch, size", [((2, 4, 4), (4, 16, 16)), ((2, 4, 4), (4, 16, 24)), ((1, 2, 4), (2, 8, 8))])
-def test_components_of_a_changed_clip(patch, size):
-    """The same whether pixels are changed or their components, where the basis says everything."""
-    components = AutoencoderConfig(**{**TINY.model_dump(), "block": patch, "patch": patch}).components
-    codec = components.model_copy(update={"channels": components.block_numbers}).build()
-    generator = torch.Generator().manual_seed(0)
-    video = torch.rand((6, 3, *size), generator=generator) * 2 - 1
-    codec.fit(list(video.split(1)))
-    for seed in range(12):
-        symmetry = Symmetry.drawn("all", torch.Generator().manual_seed(seed))
-        if patch[1] != patch[2]:
-            symmetry = symmetry._replace(turned=False)  # a block that is not square cannot be turned
-        pixels = torch.stack([symmetry.of_volume(volume) for volume in video])
-        assert_close(symmetry.of_tokens(codec, codec.encode(video).mean), codec.encode(pixels).mean, atol=1e-4, rtol=0)
-
-
 def test_nothing_to_train_on():
     with pytest.raises(UserError, match="no clip"):
         TINY.build().fit([])
@@ -224,7 +144,7 @@ def test_nothing_to_train_on():
     [
         ({"block": (4, 6, 8)}, "whole multiples of patch"),
         ({"width": 20, "heads": 3}, "head dimension"),
-        ({"patch_channels": 97}, "has only 96 numbers"),
+        ({"patch_channels": 97}, "patch_channels = 97: a patch of .* has only 96 numbers"),
     ],
 )
 def test_settings_that_cannot_be(settings, said):
@@ -258,41 +178,7 @@ def test_aligned_latents_say_what_the_captions_say():
         TINY.model_copy(update={"align": 3.0}).build().fit(moving_squares(24), captions=[("the same",)] * 24)
 
 
-def test_words_that_tell_clips_apart():
-    table = autoencoder_fit.caption_words([("A red ball", "the red one"), ("a blue ball",), ("a red cube",), ("a",)])
-    assert table is not None
-    words = ["ball", "red"]  # `a` is in all of them; blue, cube, one and the are in one clip each
-    assert table.shape == (4, len(words))
-    assert_close(table, torch.tensor([[0.5, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
-    assert autoencoder_fit.caption_words([("one",), ("two",)]) is None
-
-
-def test_key_frames_are_all_that_is_read():
-    codec = TINY.model_copy(update={"key_frames": 1}).build()
-    codec.fit(moving_squares(24))
-    video = torch.cat(moving_squares(3))
-    between, key = video.clone(), video.clone()
-    between[:, :, [0, 2]] = 0.7
-    key[:, :, 1] = 0.7
-    assert torch.equal(codec.encode(between).mean, codec.encode(video).mean)
-    assert not torch.allclose(codec.encode(key).mean, codec.encode(video).mean)
-    untrained = TINY.model_copy(update={"key_frames": 1, "steps": 1}).build()
-    untrained.fit(moving_squares(24))
-    assert squared_error(codec, moving_squares(24)) < 0.5 * squared_error(untrained, moving_squares(24))
-    assert codec.decode(codec.encode(moving_squares(1, (8, 24, 32))[0]).mean).shape == (1, 3, 8, 24, 32)
-
-
-@pytest.mark.parametrize("augment", ["colours", "all"])
-def test_a_changed_clip_is_read_as_its_pixels_are(augment):
-    """The components of key frames of a changed clip are the changed components."""
-    codec = TINY.model_copy(update={"key_frames": 2, "augment": augment, "steps": 1}).build()
-    codec.fit(moving_squares(24))
-    video, symmetry = moving_squares(1)[0], Symmetry((1, 2, 0), augment == "all", augment == "all")
-    changed = symmetry.of_volume(video[0])[None]
-    assert codec.key_components is not None
-    assert_close(symmetry.of_tokens(codec.key_components, codec.read(video)), codec.read(changed), atol=1e-3, rtol=0)
-
-
-def test_more_key_frames_than_a_patch_has():
-    with pytest.raises(ValueError, match="key_frames = 3: a patch has 2 frames"):
-        AutoencoderConfig.model_validate(TINY.model_dump() | {"key_frames": 3})
+def test_settings_as_saved_before():
+    assert AutoencoderConfig.model_validate(TINY.model_dump() | {"key_frames": 0}) == TINY
+    with pytest.raises(ValueError, match="key_frames"):
+        AutoencoderConfig.model_validate(TINY.model_dump() | {"key_frames": 2})

@@ -15,6 +15,7 @@ from reelwright.shapes.files import (
     write_collection,
 )
 from reelwright.shapes.renderer import render
+from reelwright.shapes.world import COLOURS
 from reelwright.types import Size, UsageError
 
 SIZE, FPS = Size(4, 16, 16), 8.0
@@ -129,6 +130,22 @@ def test_a_coverage_is_part_of_the_collection(tmp_path):
     assert read_coverage(tmp_path / "usual") is None
 
 
+def test_a_clip_may_have_several_captions(tmp_path):
+    """The first is the one it has alone; all are of its scene, and they state different things."""
+    write(tmp_path / "one", clips=12)
+    write_collection(tmp_path / "more", 12, 0, "s1", SIZE, FPS, save, captions=5)
+    one, more = (json.loads((tmp_path / name / "captions.json").read_text()) for name in ("one", "more"))
+    assert {name: said[0] for name, said in more.items()} == one
+    scenes = {name: prompt.scene.objects[0].factors for name, prompt in read_scenes(tmp_path / "more").items()}
+    for name, said in more.items():
+        assert 1 <= len(said) == len(set(said)) <= 5
+        words = {word for caption in said for word in caption.split()}
+        assert not words & (set(COLOURS) - {scenes[name].colour}), f"{name}: {words}"
+    assert sum(map(len, more.values())) > 40
+    with pytest.raises(UsageError, match=r"holds another collection: captions None \(there: 5\)"):
+        write(tmp_path / "more", clips=12)
+
+
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(UsageError, match="coverage = 0.95"):
         write_collection(tmp_path, 4, 0, "s1", SIZE, FPS, save, coverage=0.95)
@@ -136,6 +153,10 @@ def test_mistakes_are_named(tmp_path):
         write_collection(tmp_path, 4, 0, "d2", SIZE, FPS, save, coverage=0.5)
     with pytest.raises(UsageError, match="frames = 4: clips of track s3 need at least 12"):
         write(tmp_path, track="s3")
+    with pytest.raises(UsageError, match="captions = 0: a clip has at least one"):
+        write_collection(tmp_path, 4, 0, "s1", SIZE, FPS, save, captions=0)
+    with pytest.raises(UsageError, match="captions = 2: the clips of track d2 have one each"):
+        write_collection(tmp_path, 3, 0, "d2", SIZE, FPS, save, captions=2)
     with pytest.raises(UsageError, match="clips = 0"):
         write(tmp_path, clips=0)
     with pytest.raises(UsageError, match="s1-hard"):

@@ -63,7 +63,7 @@ def test_what_a_field_says() -> None:
     rate = by_key["train.learning_rate"]
     assert (rate.type, rate.default, rate.minimum, rate.group) == ("float", 1e-4, 0, "train")
     assert by_key["train.clip_norm"].optional and "gradient norm" in by_key["train.clip_norm"].help
-    assert by_key["codec.type"].choices[:5] == ("pca", "dct", "pixels", "autoencoder", "autoencoder_kl")
+    assert by_key["codec.type"].choices[:5] == ("pca", "dct", "pixels", "autoencoder", "content_motion")
     assert "pca: Principal components" in by_key["codec.type"].help
     assert by_key["data.path"].required and by_key["data.path"].type == "path"
     assert by_key["sampling.sampler"].choices[0] == "ddpm" and by_key["data.buckets"].type == "list"

@@ -31,6 +31,9 @@ def shapes(
     coverage: Annotated[
         float | None, typer.Option(help="train on this share of all combinations, such as 0.25; at most 0.9")
     ] = None,
+    captions: Annotated[
+        int, typer.Option(min=1, help="of each clip at most, each of which may say other things of it")
+    ] = 1,
     frames: Annotated[int, typer.Option(min=2, help="of each clip")] = 16,
     width: Annotated[int, typer.Option(min=16, help="in pixels")] = 64,
     height: Annotated[int, typer.Option(min=16, help="in pixels")] = 64,
@@ -46,10 +49,10 @@ def shapes(
     with Progress() as progress:
         write_collection(
             out, count, seed, track, Size(frames, height, width), fps, write_video,
-            progress=lambda done, total: progress("rendering", done, total), coverage=coverage,
+            progress=lambda done, total: progress("rendering", done, total), coverage=coverage, captions=captions,
         )  # fmt: skip
-    captions = out / captions_file(track)
-    print(f"{count} clips in {out / VIDEOS_FOLDER}, captions in {captions}, states in {out / SCENES_FILE}")
+    captions_path = out / captions_file(track)
+    print(f"{count} clips in {out / VIDEOS_FOLDER}, captions in {captions_path}, states in {out / SCENES_FILE}")
 
 
 @app.command()

@@ -13,8 +13,8 @@ from reelwright.bundle import build_codec, build_text, fitted_path, write_fitted
 from reelwright.data.inspection import Inspection
 from reelwright.data.windows import Piece, WindowReader
 from reelwright.loading import DeferredText, is_frozen
-from reelwright.models.autoencoder import Autoencoder
 from reelwright.models.codec import pixels_to_video
+from reelwright.models.trained_codec import TrainedCodec
 from reelwright.prepare.encoding import Progress
 from reelwright.prepare.pieces import pieces_of
 from reelwright.recipe import Recipe
@@ -44,7 +44,7 @@ def fit_codec(recipe: Recipe, inspection: Inspection, frames: WindowReader, prog
     chosen = [pieces_of(inspection, s, recipe.data, "")[0] for s in training[::stride]]
     videos = _Videos(frames, chosen, lambda done: progress("fitting the codec", done, len(chosen)))
 
-    if isinstance(codec, Autoencoder):
+    if isinstance(codec, TrainedCodec):
         device = resolve_device(recipe.train.device)
         dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
 

@@ -1,7 +1,7 @@
 """A collection of captioned clips on disk, with the full state of every clip beside it.
 
 OUT/videos/00000.mp4 ...    the clips
-OUT/captions.json           {"00000.mp4": "a red circle moves left", ...}
+OUT/captions.json           {"00000.mp4": "a red circle moves left", ...}, lists of captions where there are several
 OUT/scenes.json             the settings and every clip's scene, written first: it tells whose folder this is
 
 The named clips (track d2) are OUT/videos/video_001.mp4 ... with OUT/metadata.json, {"video_001": "a green circle ..."}.
@@ -51,6 +51,18 @@ def training_prompts(
     return [caption(scene, scene_generator("caption", track, seed, i), states=states) for i, scene in enumerate(scenes)]
 
 
+def more_captions(prompts: list[Prompt], most: int, seed: int, track: str) -> list[list[str]]:
+    """Of every training prompt its caption and others of the same scene, without repetition, `most` at most."""
+    states = find_track(track).headline if find_track(track).kind == "graded" else None
+    said: list[list[str]] = []
+    for i, prompt in enumerate(prompts):
+        drawn = [
+            caption(prompt.scene, scene_generator("caption", track, seed, i, k), states=states) for k in range(1, most)
+        ]
+        said.append(list(dict.fromkeys([prompt.caption, *(other.caption for other in drawn)])))
+    return said
+
+
 def write_collection(
     out: Path,
     clips: int,
@@ -61,10 +73,13 @@ def write_collection(
     write_video: Callable[[Path, np.ndarray, float], None],
     progress: Callable[[int, int], None] | None = None,
     coverage: float | None = None,
+    captions: int = 1,
 ) -> int:
     """Render a training collection into the folder `out`; returns how many clips had to be rendered.
 
     `coverage` trains on that share of all combinations instead of the usual ones; its tests are the last tenth.
+
+    With `captions` above 1 a clip has up to so many, each of which may state other factors and leave others out.
 
     `write_video(path, frames uint8 f h w c, fps)` writes one file; `progress(done, total)` is called after each clip.
     The same call again renders what is missing and nothing else. UsageError if the folder holds anything else.
@@ -73,12 +88,17 @@ def write_collection(
         raise UsageError(f"clips = {clips}: a collection has at least one clip")
     if track not in TRACKS:
         raise UsageError(f"track = '{track}' is not known; use one of {', '.join(TRACKS)}")
+    if captions < 1:
+        raise UsageError(f"captions = {captions}: a clip has at least one")
+    if captions > 1 and find_track(track).kind == "named":
+        raise UsageError(f"captions = {captions}: the clips of track {track} have one each; leave it out")
     if fps <= 0:
         raise UsageError(f"fps = {fps} must be positive")
     if size.frames < find_track(track).fewest_frames:
         raise UsageError(f"frames = {size.frames}: clips of track {track} need at least {TRACKS[track].fewest_frames}")
     settings = {"clips": clips, "seed": seed, "track": track, "size": list(size.tuple), "fps": float(fps)}
     settings |= {} if coverage is None else {"coverage": coverage}
+    settings |= {} if captions == 1 else {"captions": captions}
     try:
         drawn = training_prompts(clips, seed, track, size.frames / fps, coverage)
     except ValueError as error:  # a coverage that does not fit
@@ -110,8 +130,11 @@ def write_collection(
             raise
     captions_path = out / captions_file(track)
     by_stem = captions_path.name == METADATA_FILE
-    captions = {Path(name).stem if by_stem else name: prompt.caption for name, prompt in prompts.items()}
-    _write(captions_path, json.dumps(captions, indent=1))
+    said: list[str] | list[list[str]] = [prompt.caption for prompt in drawn]
+    if captions > 1:
+        said = more_captions(drawn, captions, seed, track)
+    keys = [Path(name).stem if by_stem else name for name in prompts]
+    _write(captions_path, json.dumps(dict(zip(keys, said, strict=True)), indent=1))
     return rendered
 
 
@@ -165,9 +188,9 @@ def _claim(out: Path, settings: dict[str, Any], prompts: dict[str, Prompt]) -> N
         if found == json.loads(content):
             return
         differing = [
-            f"{key} {value!r} (there: {found['settings'].get(key)!r})"
-            for key, value in settings.items()
-            if found["settings"].get(key) != value
+            f"{key} {settings.get(key)!r} (there: {found['settings'].get(key)!r})"
+            for key in {**settings, **found["settings"]}
+            if found["settings"].get(key) != settings.get(key)
         ]
         what = ", ".join(differing) or "drawn by another version of the program"
         raise UsageError(f"{out}: holds another collection: {what}; name another folder or delete this one")

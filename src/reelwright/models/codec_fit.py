@@ -1,0 +1,162 @@
+"""How a codec is trained on clips: one loop over their principal components, which are computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reelwright.console import print_error
+from reelwright.models.codec import pixels_to_video
+from reelwright.models.held_clips import AsVideos, held_in_memory
+from reelwright.models.muon import Muon
+from reelwright.models.naming import Naming, caption_words
+from reelwright.models.symmetry import Symmetry
+from reelwright.randomness import keyed_generator
+from reelwright.types import UserError
+
+if TYPE_CHECKING:
+    from reelwright.models.trained_codec import TrainedCodec
+
+WARMUP_STEPS = 100
+FINAL_RATE = 0.02  # of the learning rate, where the cosine ends
+GRADIENT_NORM = 1.0
+HELD = torch.float16  # of the components of all clips, whose deviation is about one
+MEASURED_CLIPS = 1024  # about so many at most, for the latents' final mean and scale
+
+
+def train_codec(
+    codec: TrainedCodec,
+    videos: Iterable[Tensor],
+    on_step: Callable[[int, int], None],
+    dtype: torch.dtype,
+    captions: Sequence[Sequence[str]] = (),
+) -> None:
+    """Everything of `codec` that is fitted or trained: components, weights, the latents' mean and deviation."""
+    config, device = codec.config, codec.latent_std.device
+    clips, numbers = held_in_memory(videos, config.fit_clips)
+    words = caption_words(captions) if config.align else None
+    if words is None and config.align:
+        rule = "no word of the captions tells the clips apart (it takes one that two clips have and most have not)"
+        if "align" in config.model_fields_set:  # asked for, not merely usual
+            raise UserError(f"codec.align = {config.align:g}: {rule}; use codec.align=0")
+        print_error(f"codec.align: {rule}; the codec is trained without it")
+    codec.components.fit(AsVideos(clips, config.augment))
+    codec.components.to(device)
+    groups: list[_Group] = []
+    every = -(-sum(map(len, numbers)) // MEASURED_CLIPS)
+    while clips:  # one size after the other lets its pixels go
+        groups.append(_group(codec, clips.pop(0), words[numbers.pop(0)] if words is not None else None, every))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        _initialise(codec.cpu())
+        naming = None if words is None else Naming(codec.named_channels, words).to(device)
+    codec.to(device).requires_grad_(True).train()
+    trained = [*codec.parameters(), *(naming.parameters() if naming is not None else ())]
+    optimizers = _optimizers(codec, naming, dtype)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.steps)) for optimizer in optimizers
+    ]
+    for step in range(config.steps):
+        generator = keyed_generator("autoencoder", step)
+        batch = _draw_batch(groups, config.batch_size, generator, device)
+        batch = batch.changed(codec, Symmetry.drawn(config.augment, generator))
+        with torch.enable_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            attempt = codec.attempt(batch.tokens, generator)
+            loss = F.mse_loss(attempt.predicted.float(), attempt.wanted)
+            if naming is not None and batch.words is not None:
+                loss = loss + config.align * naming(attempt.noisy, batch.words)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(trained, GRADIENT_NORM)
+        if not bool((loss.detach() + norm).isfinite()):
+            raise UserError(
+                f"codec: loss and gradient are no numbers after {step} steps of training; use a codec.learning_rate "
+                f"smaller than {config.learning_rate:g}"
+            )
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        on_step(step + 1, config.steps)
+    codec.requires_grad_(False).eval()
+    _settle(codec, groups, dtype)
+
+
+def _optimizers(codec: TrainedCodec, naming: Naming | None, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon for the codec's matrices and AdamW for all else."""
+    config = codec.config
+    rest, matrices = list(codec.parameters()), []
+    if config.optimizer == "muon":
+        matrices = [parameter for parameter in rest if parameter.ndim == 2]
+        rest = [parameter for parameter in rest if parameter.ndim != 2]
+    rest += list(naming.parameters()) if naming is not None else []
+    fused = codec.latent_std.device.type in ("cpu", "cuda")
+    adamw = torch.optim.AdamW(rest, config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=fused)
+    return [adamw, Muon(matrices, config.learning_rate, dtype=dtype)] if matrices else [adamw]
+
+
+class _Group(NamedTuple):
+    """Clips of one size, or a batch of them."""
+
+    tokens: Tensor  # n k f h w: components, of clips as they are trained on
+    words: Tensor | None  # n words
+    plain: Tensor  # m k f h w: the same of some of the clips as they are
+
+    def changed(self, codec: TrainedCodec, symmetry: Symmetry) -> Self:
+        return self._replace(tokens=symmetry.of_tokens(codec.components, self.tokens))
+
+
+def _draw_batch(groups: list[_Group], count: int, generator: torch.Generator, device: torch.device) -> _Group:
+    """`count` clips of one size, with replacement; sizes as often as they have clips."""
+    shares = torch.tensor([float(len(group.tokens)) for group in groups])
+    group = groups[int(torch.multinomial(shares, 1, generator=generator))]
+    chosen = torch.randint(len(group.tokens), (count,), generator=generator)
+    words = None if group.words is None else group.words[chosen].to(device)
+    return _Group(group.tokens[chosen].to(device, torch.float32), words, group.plain[:0])
+
+
+@torch.no_grad()
+def _group(codec: TrainedCodec, clips: list[Tensor], words: Tensor | None, every: int) -> _Group:
+    """uint8 `m f h w 3` each, of one size, as the loop wants them: components in half the bytes."""
+    device = codec.latent_std.device
+    tokens, plain, seen = [], [], 0
+    for some in clips:
+        video = pixels_to_video(some.to(device))  # m 3 f h w
+        varied = codec.varied(video, keyed_generator("varied clips", seen))
+        tokens.append(codec.components.encode(varied).mean.to("cpu", HELD))
+        plain.append(codec.components.encode(video[-seen % every :: every]).mean.to("cpu", HELD))
+        seen += len(video)
+    return _Group(torch.cat(tokens), words, torch.cat(plain))
+
+
+def _initialise(codec: TrainedCodec) -> None:
+    """Fresh weights, drawn from torch's global generator: a fit does not depend on what came before it."""
+    for module in codec.modules():
+        if isinstance(module, nn.Linear | nn.LayerNorm):
+            module.reset_parameters()
+
+
+def _rate(step: int, steps: int) -> float:
+    warm = min(1.0, (step + 1) / min(WARMUP_STEPS, steps))
+    return warm * max(FINAL_RATE, 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+@torch.no_grad()
+def _settle(codec: TrainedCodec, groups: list[_Group], dtype: torch.dtype) -> None:
+    """The latents' mean and scale."""
+    config, device = codec.config, codec.latent_std.device
+
+    def trained() -> Iterator[Tensor]:
+        for number in range(max(1, MEASURED_CLIPS // config.batch_size)):
+            generator = keyed_generator("autoencoder statistics", number)
+            batch = _draw_batch(groups, config.batch_size, generator, device)
+            yield batch.changed(codec, Symmetry.drawn(config.augment, generator)).tokens
+
+    plain = (some.to(device, torch.float32) for group in groups for some in group.plain.split(config.batch_size))
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        codec.settle(trained(), plain)

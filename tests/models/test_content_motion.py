@@ -1,0 +1,245 @@
+"""Content and motion apart: what each may depend on, where a thing is drawn, and that training lowers the error."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from reelwright.models.content_motion import MATRIX, SMALL, Components, ContentMotionConfig
+from reelwright.types import Codec, Compression, UserError
+
+torch.set_num_threads(1)
+
+TINY = ContentMotionConfig(
+    block=(4, 16, 16), content_channels=6, motion_channels=12, content=8, patch=(4, 4), patch_channels=24, width=24,
+    heads=2, steps=480, learning_rate=1e-2, batch_size=8, align=0.0, augment="none", turned=0.0,
+)  # fmt: skip
+COLOURS = {"red": (0.9, -0.9, -0.9), "green": (-0.9, 0.6, -0.9), "blue": (-0.9, -0.9, 0.9)}
+
+
+def moving_squares(count: int, size: tuple[int, int, int] = (4, 16, 16)) -> list[torch.Tensor]:
+    """Float `1 3 f h w`: a square of one of three colours, by turns, that moves to the right."""
+    generator = torch.Generator().manual_seed(0)
+    videos = []
+    for number in range(count):
+        frames, height, width = size
+        video = torch.full((1, 3, *size), -0.8)
+        top = int(torch.randint(0, height - 6, (1,), generator=generator))
+        left = int(torch.randint(0, width - 5 - frames, (1,), generator=generator))
+        colour = torch.tensor(tuple(COLOURS.values())[number % 3])[:, None, None]
+        for f in range(frames):
+            video[0, :, f, top : top + 5, left + f : left + f + 5] = colour
+        videos.append(video)
+    return videos
+
+
+CAPTIONS = [(f"a {tuple(COLOURS)[number % 3]} square",) for number in range(24)]
+
+
+def trained(**changes):
+    codec = TINY.model_copy(update=changes).build()
+    codec.fit(moving_squares(24), captions=CAPTIONS)
+    return codec
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return trained()
+
+
+def squared_error(codec, videos) -> float:
+    video = torch.cat(videos)
+    return float((codec.decode(codec.encode(video).mean) - video).square().mean())
+
+
+def test_latents_have_their_size_and_unit_rms(codec):
+    assert isinstance(codec, Codec) and codec.compression == Compression(4, 16, 16)
+    latents = codec.encode(torch.cat(moving_squares(24)))
+    assert latents.logvar is None
+    assert latents.mean.shape == (24, 6 + 12, 1, 1, 1) == (24, TINY.channels, 1, 1, 1)
+    for part in (latents.mean[:, :6], latents.mean[:, 6:]):
+        assert part.mean((0, 2, 3, 4)).abs().max() < 0.4
+        assert 0.8 < part.square().mean() < 1.2
+        assert part.square().mean((0, 2, 3, 4))[0] > 2 * part.square().mean((0, 2, 3, 4))[-1], "largest first"
+    decoded = codec.decode(3 * latents.mean)
+    assert decoded.shape == (24, 3, 4, 16, 16) and decoded.abs().max() <= 1
+
+
+def test_training_lowers_the_error(codec):
+    videos = moving_squares(24)
+    mean = torch.cat(videos).mean(0, keepdim=True)
+    assert squared_error(codec, videos) < 0.5 * squared_error(trained(steps=4), videos)
+    assert squared_error(codec, videos) < 0.5 * float((torch.cat(videos) - mean).square().mean())
+    assert squared_error(trained(optimizer="adamw"), videos) < 0.5 * squared_error(trained(steps=4), videos)
+
+
+def test_content_knows_no_order_and_a_pose_its_own_frame_alone(codec):
+    tokens = codec._blocks(codec.components.encode(torch.cat(moving_squares(3))).mean)  # m f n k
+    changed = tokens.clone()
+    changed[:, 1] = tokens[:, 3].flip(1)
+    before, after = codec.look(tokens)[1], codec.look(changed)[1]
+    assert torch.allclose(after[:, [0, 2, 3]], before[:, [0, 2, 3]], atol=1e-5)
+    assert not torch.allclose(after[:, 1], before[:, 1], atol=1e-3)
+    order = torch.tensor([2, 0, 3, 1])
+    content, poses = codec.look(tokens)
+    mixed_content, mixed_poses = codec.look(tokens[:, order])
+    assert_close(mixed_content, content, atol=1e-5, rtol=0)
+    assert_close(mixed_poses, poses[:, order], atol=1e-5, rtol=0)
+    assert not torch.allclose(poses[:, 0], poses[:, 1], atol=1e-3)
+
+
+def test_a_moved_pose_moves_the_picture():
+    """Without its place in the picture a patch is drawn by where it lies as seen from the thing alone."""
+    codec = TINY.build()
+    codec.decoder_position.weight.zero_()
+    generator = torch.Generator().manual_seed(0)
+    content = torch.randn(2, TINY.content, generator=generator)
+    poses = torch.randn(2, 3, TINY.pose, generator=generator)
+    moved = poses.clone()
+    moved[..., 1] += 0.5  # of the width from -1 to 1: one of four patches
+    grid = codec.draw(content, poses).unflatten(2, (4, 4))  # m f down right k
+    shifted = codec.draw(content, moved).unflatten(2, (4, 4))
+    assert_close(shifted[:, :, :, 1:], grid[:, :, :, :-1], atol=1e-5, rtol=0)
+    assert not torch.allclose(shifted, grid, atol=1e-3)
+
+
+def test_the_matrix_turns_and_scales_what_is_seen():
+    codec = TINY.build()
+    codec.decoder_position.weight.zero_()
+    codec.pose_in.weight.zero_()
+    content, pose = torch.ones(1, TINY.content), torch.zeros(1, 1, TINY.pose)
+    upright = codec.draw(content, pose).unflatten(2, (4, 4))[0, 0]  # down right k
+    turned = pose.clone()
+    turned[0, 0, MATRIX] = (torch.tensor([[0.0, 1.0], [-1.0, 0.0]]) - torch.eye(2)).flatten() / SMALL
+    seen = codec.draw(content, turned).unflatten(2, (4, 4))[0, 0]
+    assert_close(seen, upright.rot90(-1, (0, 1)), atol=1e-5, rtol=0)
+    assert not torch.allclose(seen, upright, atol=1e-3)
+
+
+def test_components_are_the_principal_ones_and_half_whitened():
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(400, 3, generator=generator) * torch.tensor([9.0, 4.0, 1.0])
+    x = 3 + mixed @ torch.linalg.qr(torch.randn(5, 5, generator=generator))[0][:3]
+    components = Components(5, 3)
+    components.fit(x, torch.ones(5))
+    kept = components.of(x)
+    assert_close(components.back(kept), x, atol=1e-3, rtol=0)
+    assert_close(kept.square().mean(), torch.tensor(1.0), atol=1e-3, rtol=0)
+    deviation = kept.std(0)
+    assert_close(deviation / deviation[2], torch.tensor([3.0, 2.0, 1.0]), atol=0.25, rtol=0)
+    few = Components(5, 2)
+    few.fit(x, torch.ones(5))
+    assert 0.5 < (few.back(few.of(x)) - x).square().sum(1).mean() < 1.5, "what is left out is the third's variance"
+
+
+def test_every_block_has_its_own_latent(codec):
+    """A video of two blocks along each axis is eight videos of one."""
+    generator = torch.Generator().manual_seed(1)
+    video = torch.rand((1, 3, 8, 32, 32), generator=generator) * 2 - 1
+    latents = codec.encode(video).mean
+    assert latents.shape == (1, TINY.channels, 2, 2, 2)
+    for f in range(2):
+        for h in range(2):
+            for w in range(2):
+                part = (..., slice(4 * f, 4 * f + 4), slice(16 * h, 16 * h + 16), slice(16 * w, 16 * w + 16))
+                alone = codec.encode(video[part]).mean
+                assert_close(latents[..., f, h, w], alone[..., 0, 0, 0], atol=1e-4, rtol=1e-4)
+                assert_close(codec.decode(latents)[part], codec.decode(alone), atol=1e-4, rtol=1e-4)
+
+
+def test_a_fit_repeats_whatever_came_before_it():
+    def weights(**changes) -> torch.Tensor:
+        return trained(steps=6, **changes).head[1].weight
+
+    first = weights()
+    torch.rand(7)
+    assert torch.equal(weights(), first)
+    for changes in (
+        {"augment": "colours"},
+        {"turned": 0.5},
+        {"free_pose": 2},
+        {"frames_per_step": 3},
+        {"latent_noise": 0.0},
+    ):
+        assert not torch.allclose(weights(**changes), first, atol=1e-5), changes
+
+
+def test_products_in_bfloat16_are_remembered_and_say_the_same():
+    video = torch.cat(moving_squares(24))
+    codec = TINY.model_copy(update={"steps": 60}).build()
+    codec.fit(moving_squares(24), dtype=torch.bfloat16)
+    loaded = TINY.build()
+    loaded.load_state_dict(codec.state_dict())
+    assert loaded.encodes_in_bf16 and torch.equal(loaded.encode(video).mean, codec.encode(video).mean)
+    half = codec.encode(video).mean
+    codec.trained_in_bf16.fill_(False)
+    whole = codec.encode(video).mean
+    assert half.dtype == torch.float32 and not torch.equal(half, whole)
+    assert_close(half, whole, atol=0.1, rtol=0)
+    assert not trained(steps=2).encodes_in_bf16
+
+
+def test_clips_of_several_sizes_train_together():
+    codec = TINY.model_copy(update={"steps": 3, "align": 1.0}).build()
+    clips = [*moving_squares(6), *moving_squares(6, (8, 16, 32))]
+    codec.fit(clips, captions=CAPTIONS[:12])
+    assert codec.decode(codec.encode(clips[-1]).mean).shape == (1, 3, 8, 16, 32)
+
+
+def test_aligned_content_names_the_captions():
+    """Of the content's variance, what lies between clips of different colours."""
+
+    def share_told(codec) -> float:
+        content = codec.encode(torch.cat(moving_squares(24))).mean[:, : TINY.content_channels, 0, 0, 0]  # n c
+        total = (content - content.mean(0)).square().sum()
+        parts = [content[number::3] for number in range(3)]
+        return float(sum(8 * (part.mean(0) - content.mean(0)).square().sum() for part in parts) / total)
+
+    assert share_told(trained(align=3.0)) > share_told(trained()) + 0.05
+    with pytest.raises(UserError, match="no word of the captions tells the clips apart"):
+        TINY.model_copy(update={"align": 1.0}).build().fit(moving_squares(24), captions=[("the same",)] * 24)
+
+
+def test_captions_without_a_telling_word_are_no_hindrance_where_naming_was_not_asked_for():
+    usual = ContentMotionConfig(**{name: value for name, value in TINY.model_dump().items() if name != "align"})
+    assert usual.align > 0
+    codec = usual.model_copy(update={"steps": 2}).build()
+    codec.fit(moving_squares(24), captions=[("the same",)] * 24)
+    assert codec.fitted
+
+
+def test_a_codec_that_diverges_is_told_of():
+    with pytest.raises(UserError, match=r"no numbers after \d+ steps .* smaller than 1e\+30"):
+        TINY.model_copy(update={"learning_rate": 1e30, "optimizer": "adamw"}).build().fit(moving_squares(24))
+
+
+def test_a_size_that_is_no_whole_number_of_blocks(codec):
+    with pytest.raises(ValueError, match="multiple|whole|divide"):
+        codec.encode(torch.zeros(1, 3, 4, 16, 20))
+
+
+def test_state_dict_holds_it_whole(codec):
+    loaded = TINY.build()
+    with pytest.raises(ValueError, match="is not trained"):
+        loaded.encode(moving_squares(1)[0])
+    loaded.load_state_dict(codec.state_dict())
+    video = moving_squares(2)[1]
+    assert loaded.fingerprint() == codec.fingerprint()
+    assert torch.equal(loaded.encode(video).mean, codec.encode(video).mean)
+    assert not any(parameter.requires_grad for parameter in codec.parameters()) and not codec.training
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"block": (4, 18, 16)}, "whole multiples of patch"),
+        ({"frames_per_step": 5}, "a block has 4 frames"),
+        ({"content_channels": 9}, "content_channels = 9: there are content = 8"),
+        ({"motion_channels": 25}, r"poses of 4 frames \(block\) are 24 numbers"),
+        ({"batch_size": 1}, "use 2 or more"),
+        ({"width": 20, "heads": 3}, "head dimension"),
+        ({"patch_channels": 49}, "patch_channels = 49: a patch of .* has only 48 numbers"),
+    ],
+)
+def test_settings_that_cannot_be(settings, said):
+    with pytest.raises(ValueError, match=said):
+        ContentMotionConfig(**{**TINY.model_dump(), **settings})
