@@ -24,9 +24,10 @@ FRAME_PARTS = ("codec.model={vae}", "text.model={clip}")
 SMALLER: dict[str, tuple[str, ...]] = {
     "shapes-cpu": (
         "codec.block=[8,16,16]",
-        "codec.patch=[8,8,8]",
+        "codec.content=8",
+        "codec.content_channels=6",
+        "codec.motion_channels=8",
         "codec.patch_channels=24",
-        "codec.channels=8",
         "codec.width=24",
         "codec.heads=2",
         "codec.steps=3",

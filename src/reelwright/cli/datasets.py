@@ -24,7 +24,7 @@ def shapes(
     track: Annotated[
         str,
         typer.Option(
-            help="s1: one object; s1-hard: more shapes and backgrounds; s2: two objects; s3: a change in mid-clip; "
+            help="s1: one object; s1-hard: more shapes and backgrounds; s2: two objects; s3: a change midway; "
             "graded: more words for speed and size; d2: three named clips"
         ),
     ] = "s1",
