@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from reelwright.models.autoencoder import AutoencoderConfig
 from reelwright.types import Codec, Compression, UserError
-from squares import moving_squares
+from squares import assert_state_dict_holds_it_whole, moving_squares, squared_error
 
 torch.set_num_threads(1)
 
@@ -25,11 +25,6 @@ def trained(**changes):
 @pytest.fixture(scope="module")
 def codec():
     return trained()
-
-
-def squared_error(codec, videos) -> float:
-    video = torch.cat(videos)
-    return float((codec.decode(codec.encode(video).mean) - video).square().mean())
 
 
 def test_latents_have_their_size_and_unit_variance(codec):
@@ -102,14 +97,7 @@ def test_a_fit_repeats_whatever_came_before_it(augment, other):
 
 
 def test_state_dict_holds_it_whole(codec):
-    loaded = TINY.build()
-    with pytest.raises(ValueError, match="is not trained"):
-        loaded.encode(moving_squares(1)[0])
-    loaded.load_state_dict(codec.state_dict())
-    video = moving_squares(2)[1]
-    assert loaded.fingerprint() == codec.fingerprint()
-    assert torch.equal(loaded.encode(video).mean, codec.encode(video).mean)
-    assert not any(parameter.requires_grad for parameter in codec.parameters()) and not codec.training
+    assert_state_dict_holds_it_whole(codec, TINY.build(), moving_squares(2)[1])
 
 
 def test_only_so_many_clips_are_trained_on():

@@ -6,30 +6,19 @@ from torch.testing import assert_close
 
 from reelwright.models.content_motion import MATRIX, SMALL, Components, ContentMotionConfig
 from reelwright.types import Codec, Compression, UserError
+from squares import assert_state_dict_holds_it_whole, moving_squares, squared_error
 
 torch.set_num_threads(1)
 
 TINY = ContentMotionConfig(
     block=(4, 16, 16), content_channels=6, motion_channels=12, content=8, patch=(4, 4), patch_channels=24, width=24,
-    heads=2, steps=480, learning_rate=1e-2, batch_size=8, align=0.0, augment="none", turned=0.0,
+    heads=2, steps=480, learning_rate=1e-2, batch_size=8, align=0.0, augment="none",
 )  # fmt: skip
 COLOURS = {"red": (0.9, -0.9, -0.9), "green": (-0.9, 0.6, -0.9), "blue": (-0.9, -0.9, 0.9)}
 
 
-def moving_squares(count: int, size: tuple[int, int, int] = (4, 16, 16)) -> list[torch.Tensor]:
-    """Float `1 3 f h w`: a square of one of three colours, by turns, that moves to the right."""
-    generator = torch.Generator().manual_seed(0)
-    videos = []
-    for number in range(count):
-        frames, height, width = size
-        video = torch.full((1, 3, *size), -0.8)
-        top = int(torch.randint(0, height - 6, (1,), generator=generator))
-        left = int(torch.randint(0, width - 5 - frames, (1,), generator=generator))
-        colour = torch.tensor(tuple(COLOURS.values())[number % 3])[:, None, None]
-        for f in range(frames):
-            video[0, :, f, top : top + 5, left + f : left + f + 5] = colour
-        videos.append(video)
-    return videos
+def squares(count: int, size: tuple[int, int, int] = (4, 16, 16)) -> list[torch.Tensor]:
+    return moving_squares(count, size, tuple(COLOURS.values()))
 
 
 CAPTIONS = [(f"a {tuple(COLOURS)[number % 3]} square",) for number in range(24)]
@@ -37,7 +26,7 @@ CAPTIONS = [(f"a {tuple(COLOURS)[number % 3]} square",) for number in range(24)]
 
 def trained(**changes):
     codec = TINY.model_copy(update=changes).build()
-    codec.fit(moving_squares(24), captions=CAPTIONS)
+    codec.fit(squares(24), captions=CAPTIONS)
     return codec
 
 
@@ -46,14 +35,9 @@ def codec():
     return trained()
 
 
-def squared_error(codec, videos) -> float:
-    video = torch.cat(videos)
-    return float((codec.decode(codec.encode(video).mean) - video).square().mean())
-
-
 def test_latents_have_their_size_and_unit_rms(codec):
     assert isinstance(codec, Codec) and codec.compression == Compression(4, 16, 16)
-    latents = codec.encode(torch.cat(moving_squares(24)))
+    latents = codec.encode(torch.cat(squares(24)))
     assert latents.logvar is None
     assert latents.mean.shape == (24, 6 + 12, 1, 1, 1) == (24, TINY.channels, 1, 1, 1)
     for part in (latents.mean[:, :6], latents.mean[:, 6:]):
@@ -65,7 +49,7 @@ def test_latents_have_their_size_and_unit_rms(codec):
 
 
 def test_training_lowers_the_error(codec):
-    videos = moving_squares(24)
+    videos = squares(24)
     mean = torch.cat(videos).mean(0, keepdim=True)
     assert squared_error(codec, videos) < 0.5 * squared_error(trained(steps=4), videos)
     assert squared_error(codec, videos) < 0.5 * float((torch.cat(videos) - mean).square().mean())
@@ -73,7 +57,7 @@ def test_training_lowers_the_error(codec):
 
 
 def test_content_knows_no_order_and_a_pose_its_own_frame_alone(codec):
-    tokens = codec._blocks(codec.components.encode(torch.cat(moving_squares(3))).mean)  # m f n k
+    tokens = codec._blocks(codec.components.encode(torch.cat(squares(3))).mean)  # m f n k
     changed = tokens.clone()
     changed[:, 1] = tokens[:, 3].flip(1)
     before, after = codec.look(tokens)[1], codec.look(changed)[1]
@@ -164,9 +148,9 @@ def test_a_fit_repeats_whatever_came_before_it():
 
 
 def test_products_in_bfloat16_are_remembered_and_say_the_same():
-    video = torch.cat(moving_squares(24))
+    video = torch.cat(squares(24))
     codec = TINY.model_copy(update={"steps": 60}).build()
-    codec.fit(moving_squares(24), dtype=torch.bfloat16)
+    codec.fit(squares(24), dtype=torch.bfloat16)
     loaded = TINY.build()
     loaded.load_state_dict(codec.state_dict())
     assert loaded.encodes_in_bf16 and torch.equal(loaded.encode(video).mean, codec.encode(video).mean)
@@ -180,7 +164,7 @@ def test_products_in_bfloat16_are_remembered_and_say_the_same():
 
 def test_clips_of_several_sizes_train_together():
     codec = TINY.model_copy(update={"steps": 3, "align": 1.0}).build()
-    clips = [*moving_squares(6), *moving_squares(6, (8, 16, 32))]
+    clips = [*squares(6), *squares(6, (8, 16, 32))]
     codec.fit(clips, captions=CAPTIONS[:12])
     assert codec.decode(codec.encode(clips[-1]).mean).shape == (1, 3, 8, 16, 32)
 
@@ -189,27 +173,27 @@ def test_aligned_content_names_the_captions():
     """Of the content's variance, what lies between clips of different colours."""
 
     def share_told(codec) -> float:
-        content = codec.encode(torch.cat(moving_squares(24))).mean[:, : TINY.content_channels, 0, 0, 0]  # n c
+        content = codec.encode(torch.cat(squares(24))).mean[:, : TINY.content_channels, 0, 0, 0]  # n c
         total = (content - content.mean(0)).square().sum()
         parts = [content[number::3] for number in range(3)]
         return float(sum(8 * (part.mean(0) - content.mean(0)).square().sum() for part in parts) / total)
 
     assert share_told(trained(align=3.0)) > share_told(trained()) + 0.05
     with pytest.raises(UserError, match="no word of the captions tells the clips apart"):
-        TINY.model_copy(update={"align": 1.0}).build().fit(moving_squares(24), captions=[("the same",)] * 24)
+        TINY.model_copy(update={"align": 1.0}).build().fit(squares(24), captions=[("the same",)] * 24)
 
 
 def test_captions_without_a_telling_word_are_no_hindrance_where_naming_was_not_asked_for():
     usual = ContentMotionConfig(**{name: value for name, value in TINY.model_dump().items() if name != "align"})
     assert usual.align > 0
     codec = usual.model_copy(update={"steps": 2}).build()
-    codec.fit(moving_squares(24), captions=[("the same",)] * 24)
+    codec.fit(squares(24), captions=[("the same",)] * 24)
     assert codec.fitted
 
 
 def test_a_codec_that_diverges_is_told_of():
     with pytest.raises(UserError, match=r"no numbers after \d+ steps .* smaller than 1e\+30"):
-        TINY.model_copy(update={"learning_rate": 1e30, "optimizer": "adamw"}).build().fit(moving_squares(24))
+        TINY.model_copy(update={"learning_rate": 1e30, "optimizer": "adamw"}).build().fit(squares(24))
 
 
 def test_a_size_that_is_no_whole_number_of_blocks(codec):
@@ -218,14 +202,7 @@ def test_a_size_that_is_no_whole_number_of_blocks(codec):
 
 
 def test_state_dict_holds_it_whole(codec):
-    loaded = TINY.build()
-    with pytest.raises(ValueError, match="is not trained"):
-        loaded.encode(moving_squares(1)[0])
-    loaded.load_state_dict(codec.state_dict())
-    video = moving_squares(2)[1]
-    assert loaded.fingerprint() == codec.fingerprint()
-    assert torch.equal(loaded.encode(video).mean, codec.encode(video).mean)
-    assert not any(parameter.requires_grad for parameter in codec.parameters()) and not codec.training
+    assert_state_dict_holds_it_whole(codec, TINY.build(), squares(2)[1])
 
 
 @pytest.mark.parametrize(

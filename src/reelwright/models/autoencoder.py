@@ -15,22 +15,22 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from reelwright.models.codec import Block, PCACodecConfig
-from reelwright.models.layers import TransformerBlock, coordinate_features, patchify, rope_table, unpatchify
+from reelwright.models.layers import TransformerBlock, patchify, unpatchify
 from reelwright.models.trained_codec import (
     FIT_BLOCKS,
+    OCTAVES,
     SMALLEST_VARIANCE,
     Attempt,
     TrainedCodec,
     TrainedCodecConfig,
     check_heads,
     check_patch_channels,
-    mean_statistics,
+    fold_normalisation,
     noised,
     normalised,
+    transformed,
 )
 from reelwright.types import Compression, Size
-
-OCTAVES = 6  # of the absolute positions, as in the DiT
 
 
 class AutoencoderConfig(TrainedCodecConfig):
@@ -103,7 +103,7 @@ class Autoencoder(TrainedCodec):
     def to_latents(self, tokens: Tensor) -> Tensor:
         size = Size(*tokens.shape[2:])
         x = self.patch_in(tokens.flatten(2).transpose(1, 2))  # b n d
-        x = self._transform(x, size, self.encoder_position, self.encoder)  # b n d
+        x = transformed(x, size, self.encoder_position, self.encoder, self.config.width // self.config.heads)  # b n d
         grid = x.transpose(1, 2).unflatten(2, size.tuple)  # b d f/pf h/ph w/pw
         latents = self.latent_out(patchify(grid, self.config.merge))  # b m channels
         coarse = [extent // merged for extent, merged in zip(size.tuple, self.config.merge, strict=True)]
@@ -114,7 +114,8 @@ class Autoencoder(TrainedCodec):
         merged = self.latent_in(latents.flatten(2).transpose(1, 2))  # b m d*merged
         grid = unpatchify(merged, self.config.merge, (coarse[0], coarse[1], coarse[2]))  # b d f/pf h/ph w/pw
         size = Size(*grid.shape[2:])
-        x = self._transform(grid.flatten(2).transpose(1, 2), size, self.decoder_position, self.decoder)  # b n d
+        x = grid.flatten(2).transpose(1, 2)  # b n d
+        x = transformed(x, size, self.decoder_position, self.decoder, self.config.width // self.config.heads)  # b n d
         return self.head(x).transpose(1, 2).unflatten(2, size.tuple)  # b k f/pf h/ph w/pw
 
     def attempt(self, tokens: Tensor, generator: torch.Generator) -> Attempt:
@@ -123,19 +124,10 @@ class Autoencoder(TrainedCodec):
         return Attempt(noisy, self.from_latents(noisy), tokens)
 
     def settle(self, trained: Iterable[Tensor], plain: Iterable[Tensor]) -> None:
-        mean, std = mean_statistics(self.to_latents(tokens).float() for tokens in trained)
-        self.latent_out.weight.div_(std[:, None])
-        self.latent_out.bias.sub_(mean).div_(std)
+        fold_normalisation(self.latent_out, (self.to_latents(tokens).float() for tokens in trained))
         seen = [self.to_latents(tokens).transpose(0, 1).flatten(1).double() for tokens in plain]  # c m each
         count = sum(latents.shape[1] for latents in seen)
         first = torch.stack([latents.sum(1) for latents in seen]).sum(0) / count
         second = torch.stack([latents.square().sum(1) for latents in seen]).sum(0) / count
         self.latent_mean.copy_(first)
         self.latent_std.copy_((second - first.square()).clamp_min(SMALLEST_VARIANCE).sqrt())
-
-    def _transform(self, x: Tensor, size: Size, position: nn.Linear, blocks: nn.ModuleList) -> Tensor:
-        x = x + position(coordinate_features(size.tuple, OCTAVES, x.device))  # b n d
-        rope = rope_table(size.tuple, self.config.width // self.config.heads, x.device)  # n e
-        for block in blocks:
-            x = block(x, rope)  # b n d
-        return x

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,13 +63,12 @@ def train_codec(
     ]
     for step in range(config.steps):
         generator = keyed_generator("autoencoder", step)
-        batch = _draw_batch(groups, config.batch_size, generator, device)
-        batch = batch.changed(codec, Symmetry.drawn(config.augment, generator))
+        tokens, told = _draw_batch(codec, groups, generator)
         with torch.enable_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            attempt = codec.attempt(batch.tokens, generator)
+            attempt = codec.attempt(tokens, generator)
             loss = F.mse_loss(attempt.predicted.float(), attempt.wanted)
-            if naming is not None and batch.words is not None:
-                loss = loss + config.align * naming(attempt.noisy, batch.words)
+            if naming is not None and told is not None:
+                loss = loss + config.align * naming(attempt.noisy, told)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -101,23 +100,25 @@ def _optimizers(codec: TrainedCodec, naming: Naming | None, dtype: torch.dtype) 
 
 
 class _Group(NamedTuple):
-    """Clips of one size, or a batch of them."""
+    """Clips of one size."""
 
     tokens: Tensor  # n k f h w: components, of clips as they are trained on
     words: Tensor | None  # n words
     plain: Tensor  # m k f h w: the same of some of the clips as they are
 
-    def changed(self, codec: TrainedCodec, symmetry: Symmetry) -> Self:
-        return self._replace(tokens=symmetry.of_tokens(codec.components, self.tokens))
 
+def _draw_batch(codec: TrainedCodec, groups: list[_Group], generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Components of clips of one size, mirrored and recoloured as the codec's settings say, and the clips' words.
 
-def _draw_batch(groups: list[_Group], count: int, generator: torch.Generator, device: torch.device) -> _Group:
-    """`count` clips of one size, with replacement; sizes as often as they have clips."""
+    With replacement; sizes as often as they have clips.
+    """
+    config, device = codec.config, codec.latent_std.device
     shares = torch.tensor([float(len(group.tokens)) for group in groups])
     group = groups[int(torch.multinomial(shares, 1, generator=generator))]
-    chosen = torch.randint(len(group.tokens), (count,), generator=generator)
+    chosen = torch.randint(len(group.tokens), (config.batch_size,), generator=generator)
+    tokens = group.tokens[chosen].to(device, torch.float32)
     words = None if group.words is None else group.words[chosen].to(device)
-    return _Group(group.tokens[chosen].to(device, torch.float32), words, group.plain[:0])
+    return Symmetry.drawn(config.augment, generator).of_tokens(codec.components, tokens), words
 
 
 @torch.no_grad()
@@ -153,9 +154,7 @@ def _settle(codec: TrainedCodec, groups: list[_Group], dtype: torch.dtype) -> No
 
     def trained() -> Iterator[Tensor]:
         for number in range(max(1, MEASURED_CLIPS // config.batch_size)):
-            generator = keyed_generator("autoencoder statistics", number)
-            batch = _draw_batch(groups, config.batch_size, generator, device)
-            yield batch.changed(codec, Symmetry.drawn(config.augment, generator)).tokens
+            yield _draw_batch(codec, groups, keyed_generator("autoencoder statistics", number))[0]
 
     plain = (some.to(device, torch.float32) for group in groups for some in group.plain.split(config.batch_size))
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):

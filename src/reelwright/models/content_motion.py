@@ -28,10 +28,11 @@ from torch import Tensor, nn
 
 from reelwright.models.codec import Block, PCACodecConfig, principal_components
 from reelwright.models.decoding import at_once
-from reelwright.models.layers import MLP, TransformerBlock, coordinate_features, patchify, rope_table, unpatchify
+from reelwright.models.layers import MLP, TransformerBlock, coordinate_features, patchify, unpatchify
 from reelwright.models.symmetry import turned_frames
 from reelwright.models.trained_codec import (
     FIT_BLOCKS,
+    OCTAVES,
     SMALLEST_VARIANCE,
     Attempt,
     Augment,
@@ -39,14 +40,14 @@ from reelwright.models.trained_codec import (
     TrainedCodecConfig,
     check_heads,
     check_patch_channels,
-    mean_statistics,
+    fold_normalisation,
     noised,
     normalised,
+    transformed,
 )
 from reelwright.randomness import keyed_generator
-from reelwright.types import Compression
+from reelwright.types import Compression, Size
 
-OCTAVES = 6  # of positions, in the picture and as seen from the moving thing
 MATRIX = slice(2, 6)  # of a pose, after its place (down, right): 2 x 2
 SMALL = 0.3  # of the matrix's numbers beside the identity's: training begins near it
 SHIFT = 0.25  # of a patch's own word on where the thing is, beside its place in the picture
@@ -178,11 +179,8 @@ class ContentMotion(TrainedCodec):
         """Components of frames `m f n k` -> content `m content`, a mean over the frames, and poses `m f pose`."""
         m, f = tokens.shape[:2]
         x = self.patch_in(tokens.flatten(0, 1))  # m*f n d
-        size = (1, *self.config.grid)
-        x = x + self.encoder_position(coordinate_features(size, OCTAVES, x.device))
-        rope = rope_table(size, self.config.width // self.config.heads, x.device)
-        for block in self.encoder:
-            x = block(x, rope)
+        head_dim = self.config.width // self.config.heads
+        x = transformed(x, Size(1, *self.config.grid), self.encoder_position, self.encoder, head_dim)
         with torch.autocast(x.device.type, enabled=False):  # a place in bfloat16 would tremble from frame to frame
             x = F.layer_norm(x.float(), (x.shape[-1],))
             said = self.where(x)  # m*f n 3
@@ -226,9 +224,7 @@ class ContentMotion(TrainedCodec):
     def settle(self, trained: Iterable[Tensor], plain: Iterable[Tensor]) -> None:
         generator = keyed_generator("frames of the statistics")
         chosen = (self._some_frames(tokens, generator) for tokens in trained)
-        mean, std = mean_statistics(self.look(frames)[0].float() for frames in chosen)
-        self.content_out.weight.div_(std[:, None])
-        self.content_out.bias.sub_(mean).div_(std)
+        fold_normalisation(self.content_out, (self.look(frames)[0].float() for frames in chosen))
         looks = [self.look(some) for tokens in plain for some in self._some_blocks(self._blocks(tokens))]
         contents = torch.cat([content for content, _ in looks])  # n content
         poses = torch.cat([poses for _, poses in looks])  # n f pose

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from reelwright.config import Config
 from reelwright.models.codec import BlockCodec
 from reelwright.models.foreign import content_hash
+from reelwright.models.layers import coordinate_features, rope_table
 from reelwright.types import Compression, Posterior, Size
 
+OCTAVES = 6  # of the absolute positions, as in the DiT
 FIT_BLOCKS = 32768  # patches the principal components are of
 SMALLEST_VARIANCE = 1e-4  # of whatever is divided by its deviation
 
@@ -162,6 +164,15 @@ def check_patch_channels(patch_channels: int, patch: tuple[int, int, int]) -> No
         )
 
 
+def transformed(x: Tensor, size: Size, position: nn.Linear, blocks: nn.ModuleList, head_dim: int) -> Tensor:
+    """Tokens `b n d` of a grid of `size`, told their places, through transformer blocks."""
+    x = x + position(coordinate_features(size.tuple, OCTAVES, x.device))  # b n d
+    rope = rope_table(size.tuple, head_dim, x.device)  # n e
+    for block in blocks:
+        x = block(x, rope)  # b n d
+    return x
+
+
 def normalised(latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Latents `b c ...` with each channel's mean 0 and deviation 1 over the batch, that mean and that deviation."""
     dims = (0, *range(2, latents.ndim))
@@ -170,11 +181,13 @@ def normalised(latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (latents - mean) / std, mean, std
 
 
-def mean_statistics(latents: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """What `normalised` takes off batches of latents `b c ...`, on average: means and deviations, `c` each."""
-    taken = [normalised(batch)[1:] for batch in latents]
-    mean = torch.stack([mean for mean, _ in taken]).mean(0).flatten()
-    return mean, torch.stack([std for _, std in taken]).mean(0).flatten()
+def fold_normalisation(linear: nn.Linear, outputs: Iterable[Tensor]) -> None:
+    """Have `linear` give what `normalised` made of its batches of outputs `b c ...` in training, on average."""
+    taken = [normalised(batch)[1:] for batch in outputs]
+    mean = torch.stack([mean for mean, _ in taken]).mean(0).flatten()  # c
+    std = torch.stack([std for _, std in taken]).mean(0).flatten()  # c
+    linear.weight.div_(std[:, None])
+    linear.bias.sub_(mean).div_(std)
 
 
 def noised(latents: Tensor, most: float, generator: torch.Generator) -> Tensor:

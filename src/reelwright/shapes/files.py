@@ -46,21 +46,23 @@ def training_prompts(
     if found.kind == "named":
         return [named_prompt("training", i, seed, duration_seconds) for i in range(n)]
     scenes = training_scenes(n, seed, track, duration_seconds, coverage)
-    # graded words are there to be learned, so every caption says them
-    states = found.headline if found.kind == "graded" else None
-    return [caption(scene, scene_generator("caption", track, seed, i), states=states) for i, scene in enumerate(scenes)]
+    return [_training_caption(scene, track, seed, i) for i, scene in enumerate(scenes)]
 
 
 def more_captions(prompts: list[Prompt], most: int, seed: int, track: str) -> list[list[str]]:
     """Of every training prompt its caption and others of the same scene, without repetition, `most` at most."""
-    states = find_track(track).headline if find_track(track).kind == "graded" else None
     said: list[list[str]] = []
     for i, prompt in enumerate(prompts):
-        drawn = [
-            caption(prompt.scene, scene_generator("caption", track, seed, i, k), states=states) for k in range(1, most)
-        ]
-        said.append(list(dict.fromkeys([prompt.caption, *(other.caption for other in drawn)])))
+        others = (_training_caption(prompt.scene, track, seed, i, k).caption for k in range(1, most))
+        said.append(list(dict.fromkeys([prompt.caption, *others])))
     return said
+
+
+def _training_caption(scene: Scene, track: str, *key: int) -> Prompt:
+    found = find_track(track)
+    # graded words are there to be learned, so every caption says them
+    states = found.headline if found.kind == "graded" else None
+    return caption(scene, scene_generator("caption", track, *key), states=states)
 
 
 def write_collection(
