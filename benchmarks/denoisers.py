@@ -36,7 +36,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from reelwright.console import Progress, print_table
-from reelwright.models.dit import DiTConfig
+from reelwright.models.dit import DiT, DiTConfig
 from reelwright.training.devices import DTYPES, autocast, resolve_precision
 from reelwright.types import Size, Text
 
@@ -86,7 +86,7 @@ class Contender:
 
 def our_dit(s: Setting, **options: Any) -> Contender:
     config = DiTConfig(width=s.width, depth=s.depth, heads=s.heads, patch=(1, PATCH, PATCH), **options)
-    module = config.build(s.channels, s.text_width)
+    module = DiT(config, s.channels, s.text_width)
 
     def predict(module: Any, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         return module(x, t, Text(text, torch.ones(text.shape[:2], dtype=torch.bool)))

@@ -158,3 +158,10 @@ def test_sizes_that_do_not_fit_are_refused_by_axis(tmp_path: Path, overrides: tu
     parts = fitted_parts(tiny_recipe(tmp_path))
     with pytest.raises(UsageError, match=message):
         build_bundle(tiny_recipe(tmp_path, *overrides), *parts)
+
+
+def test_mixup_is_for_captions_that_are_a_mean():
+    assert parse("train.mixup=0.5", "model.text_tokens=pooled").train.mixup == 0.5
+    for model in ("model.text_tokens=cross", "model={type: unet3d}"):
+        with pytest.raises(UsageError, match=r"train\.mixup = 0\.5: .*text_tokens = pooled; or train\.mixup = 0"):
+            parse("train.mixup=0.5", model)

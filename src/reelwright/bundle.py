@@ -21,6 +21,8 @@ from reelwright.recipe import Recipe
 from reelwright.training.lora import add_lora, quantize
 from reelwright.types import Batch, Bundle, Size, Text, UsageError, UserError
 
+LEAST_OWN = -0.5  # share that a sample has at least where it is mixed; at most as much beyond 1
+
 
 class DenoisingLoss(nn.Module):
     """The weights that train, as one module: latents, noise, time and text -> one loss a sample.
@@ -52,9 +54,13 @@ class DenoisingLoss(nn.Module):
             raise ValueError(f"the weights and the model differ in: {', '.join(differing[:5])}")
         self.load_state_dict(dict(tensors), strict=not self.adapted)
 
-    def forward(self, latents: Tensor, noise: Tensor, t: Tensor, text: Text) -> Tensor:
+    def forward(self, latents: Tensor, noise: Tensor, t: Tensor, text: Text, own: Tensor | None = None) -> Tensor:
+        """One loss a sample, `b`; `own` as of `Draws`."""
+        cond = self.condition(text)
+        if own is not None:
+            latents, cond = mixed(latents, cond, own)
         x_t = self.objective.corrupt(latents, noise, t)  # b c f h w
-        prediction = self.denoiser(x_t, t.to(x_t), self.condition(text))  # b c f h w
+        prediction = self.denoiser(x_t, t.to(x_t), cond)  # b c f h w
         return self.objective.loss(prediction.float(), self.objective.target(latents, noise, t), t)  # b
 
 
@@ -65,10 +71,15 @@ class Draws:
     latents: Tensor  # b c f h w, one draw of the posterior
     noise: Tensor  # b c f h w
     t: Tensor  # b
+    own: Tensor | None = None  # b: each sample's share where it is mixed with its neighbour, 1 where it is not
 
 
-def draw(batch: Batch, objective: Objective, seed: int) -> Draws:
-    """Posterior sample, noise and time of each sample, whatever rank, worker or micro-batch it is in."""
+def draw(batch: Batch, objective: Objective, seed: int, mixup: float = 0.0) -> Draws:
+    """Posterior sample, noise and time of each sample, whatever rank, worker or micro-batch it is in.
+
+    About a share `mixup` of the samples is mixed with the one beside it, which alone depends on the micro-batch, where
+    that is of an odd number.
+    """
     shape = tuple(batch.latents.mean.shape[1:])
     keys = list(zip(batch.epochs, batch.indices, strict=True))
     noise = torch.stack([keyed_normal(shape, seed, epoch, index, "noise") for epoch, index in keys])
@@ -76,7 +87,31 @@ def draw(batch: Batch, objective: Objective, seed: int) -> Draws:
     posterior_noise = None
     if batch.latents.logvar is not None:
         posterior_noise = torch.stack([keyed_normal(shape, seed, epoch, index, "posterior") for epoch, index in keys])
-    return Draws(batch.latents.sample(posterior_noise), noise, objective.sample_time(uniform))
+    own = None
+    if mixup:
+        drawn = [torch.rand(2, generator=keyed_generator(seed, epoch, index, "mixup")) for epoch, index in keys]
+        own = torch.stack([LEAST_OWN + (1 - 2 * LEAST_OWN) * share if chance < mixup else share.new_ones(())
+                           for chance, share in drawn])  # fmt: skip
+    return Draws(batch.latents.sample(posterior_noise), noise, objective.sample_time(uniform), own)
+
+
+def mixed(latents: Tensor, cond: Text, own: Tensor) -> tuple[Tensor, Text]:
+    """Latents `b ...` and captions mixed two by two, each keeping its share `own` `b`: the last of odd ones all of it.
+
+    Mixup (Zhang et al. 2018, arXiv 1710.09412) of what a model makes of captions, the mean over their tokens (as
+    Verma et al. 2019, "Manifold Mixup", arXiv 1806.05236), with shares below 0 and above 1 too: whatever lies on the
+    line through two clips is said by the same mix of their captions. So does what a caption says of one thing add to
+    what it says of another, also where the two were never together.
+    """
+    partner = torch.arange(len(own), device=own.device) ^ 1
+    partner = partner.where(partner < len(own), torch.arange(len(own), device=own.device))
+    share = own.to(latents.device).view(-1, *[1] * (latents.ndim - 1))
+    weights = cond.mask / cond.mask.sum(dim=1, keepdim=True)  # b l
+    of_own = own.to(weights.device)[:, None]
+    both = torch.cat([weights * of_own, weights[partner] * (1 - of_own)], dim=1)  # b 2*l
+    values = torch.cat([cond.values, cond.values[partner]], dim=1)  # b 2*l d
+    mask = torch.cat([cond.mask, cond.mask[partner]], dim=1)
+    return latents * share + latents[partner] * (1 - share), Text(values, mask, cond.image, both)
 
 
 def objective_of_step(bundle: Bundle, seed: int, step: int) -> Objective:

@@ -23,20 +23,21 @@ SCORED_SPLITS = ("in_distribution", "held_out_pairs")
 SHOWN_PROMPTS = ("a red circle moves left", "a blue square moves up", "a yellow triangle grows")
 
 # The same settings as recipes/shapes-cpu.yaml (a test holds them together), for fewer steps.
-CODEC_STEPS = 1600
+CODEC_STEPS = 1300
 STEPS = 3000
 RECIPE = """\
 seed: 0
 data: {frames: 16, fps: 8, width: 64, height: 64, validation: 0.02}
 codec: {type: content_motion, block: [16, 64, 64], fit_clips: 6000}
 text: {type: native, vocab_size: 512, width: 128, depth: 1, length: 32}
-model: {type: dit, width: 256, depth: 4, heads: 4, text_tokens: pooled}
+model: {type: dit, width: 192, depth: 4, heads: 4, text_tokens: pooled, parts: [24, 20]}
 objective: {schedule: flow, shift: 1.5, prediction: x0}
 train:
   batch_size: 64
   learning_rate: 2.0e-3
   warmup_steps: 100
   ema: 0.998
+  mixup: 0.9
   save_every: 1000
   evaluate_every: 1000
   sample_every: 1000

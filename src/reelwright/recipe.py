@@ -157,6 +157,11 @@ class Recipe(Config):
                 "train.lora: needs a trained model to adapt, and this recipe makes one from scratch; name it in "
                 "model.model or train.start_from, or leave train.lora out"
             )
+        if self.train.mixup and getattr(self.model, "text_tokens", None) != "pooled":
+            raise ValueError(
+                f"train.mixup = {self.train.mixup:g}: captions are mixed in the mean over their tokens, so only for a "
+                "model that sees no more of them: model.type = dit with model.text_tokens = pooled; or train.mixup = 0"
+            )
         if getattr(self.model, "quantize", None) is not None and self.train.lora is None:
             raise ValueError(
                 "model.quantize: 8-bit weights cannot be trained, only adapters beside them: set train.lora"

@@ -154,7 +154,7 @@ def train(
                     batch = reader.load(mine[start : start + at_once], recipe.seed, config.caption_dropout)
                     last = start + at_once >= len(mine)
                     bad = reader.found_bad() if last else []
-                    yield MicroBatch(items, batch.text, draw(batch, objective, recipe.seed), last, bad)
+                    yield MicroBatch(items, batch.text, draw(batch, objective, recipe.seed, config.mixup), last, bad)
 
         ahead = leaving.enter_context(Ahead(micro_batches_from(state.step)))
 
@@ -180,8 +180,9 @@ def train(
                 with nullcontext() if last else accelerator.no_sync(model):
                     with accelerator.autocast():
                         losses = model(
-                            drawn.latents.to(device), drawn.noise.to(device), drawn.t.to(device), data.text.to(device)
-                        )
+                            drawn.latents.to(device), drawn.noise.to(device), drawn.t.to(device), data.text.to(device),
+                            drawn.own,
+                        )  # fmt: skip
                     # a mean over the samples of the whole step; DDP averages over processes, hence their number
                     part = losses.sum() * (accelerator.num_processes / config.batch_size)
                     accelerator.backward(part)

@@ -194,6 +194,7 @@ class Text:
     values: Tensor
     mask: Tensor  # `b l` bool: True where the token is real, False where it pads
     image: Tensor | None = None  # `b c f h w`: latents of the picture a video starts from, for models that take one
+    weights: Tensor | None = None  # `b l`, of sum 1: of the tokens in a mean over them; None: all real ones alike
 
     def __post_init__(self) -> None:
         if self.values.shape[:2] != self.mask.shape:
@@ -203,7 +204,8 @@ class Text:
         """Move as `Tensor.to` does; the mask keeps its dtype."""
         values = self.values.to(*args, **kwargs)
         image = None if self.image is None else self.image.to(*args, **kwargs)
-        return Text(values, self.mask.to(values.device), image)
+        weights = None if self.weights is None else self.weights.to(values.device)
+        return Text(values, self.mask.to(values.device), image, weights)
 
     def __len__(self) -> int:
         return self.values.shape[0]

@@ -31,6 +31,7 @@ SMALLER: dict[str, tuple[str, ...]] = {
         "codec.width=24",
         "codec.heads=2",
         "codec.steps=3",
+        "model.parts=[6,8]",
         *SMALL_DIT,
     ),
     "eight-clips": ("data.only=null", "codec.channels=32", *SMALL_DIT),

@@ -9,7 +9,7 @@ AUTOENCODER = (
     "heads: 2, encoder_depth: 1, decoder_depth: 1, steps: 3, batch_size: 4}"
 )
 CONTENT_MOTION = (
-    "codec={type: content_motion, block: [4, 16, 16], patch: [4, 4], patch_channels: 24, content: 8, "
+    "codec={type: content_motion, block: [4, 16, 16], patch: 4, view: 8, patch_channels: 24, content: 8, "
     "content_channels: 6, motion_channels: 8, width: 24, heads: 2, steps: 3, batch_size: 4}"
 )
 

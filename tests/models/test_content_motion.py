@@ -1,18 +1,21 @@
 """Content and motion apart: what each may depend on, where a thing is drawn, and that training lowers the error."""
 
+import math
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from reelwright.models.content_motion import MATRIX, SMALL, Components, ContentMotionConfig
+from reelwright.models.content_motion import Components, ContentMotionConfig
+from reelwright.models.poses import ANGLE, PLACE, POSE, SIZE
 from reelwright.types import Codec, Compression, UserError
 from squares import assert_state_dict_holds_it_whole, moving_squares, squared_error
 
 torch.set_num_threads(1)
 
 TINY = ContentMotionConfig(
-    block=(4, 16, 16), content_channels=6, motion_channels=12, content=8, patch=(4, 4), patch_channels=24, width=24,
-    heads=2, steps=480, learning_rate=1e-2, batch_size=8, align=0.0, augment="none",
+    block=(4, 16, 16), content_channels=6, motion_channels=12, content=8, patch=4, patch_channels=24, view=12,
+    width=24, heads=2, steps=480, learning_rate=1e-2, batch_size=8, align=0.0, additive=0.0, augment="none",
 )  # fmt: skip
 COLOURS = {"red": (0.9, -0.9, -0.9), "green": (-0.9, 0.6, -0.9), "blue": (-0.9, -0.9, 0.9)}
 
@@ -56,19 +59,30 @@ def test_training_lowers_the_error(codec):
     assert squared_error(trained(optimizer="adamw"), videos) < 0.5 * squared_error(trained(steps=4), videos)
 
 
-def test_content_knows_no_order_and_a_pose_its_own_frame_alone(codec):
-    tokens = codec._blocks(codec.components.encode(torch.cat(squares(3))).mean)  # m f n k
-    changed = tokens.clone()
-    changed[:, 1] = tokens[:, 3].flip(1)
-    before, after = codec.look(tokens)[1], codec.look(changed)[1]
-    assert torch.allclose(after[:, [0, 2, 3]], before[:, [0, 2, 3]], atol=1e-5)
-    assert not torch.allclose(after[:, 1], before[:, 1], atol=1e-3)
-    order = torch.tensor([2, 0, 3, 1])
-    content, poses = codec.look(tokens)
-    mixed_content, mixed_poses = codec.look(tokens[:, order])
-    assert_close(mixed_content, content, atol=1e-5, rtol=0)
-    assert_close(mixed_poses, poses[:, order], atol=1e-5, rtol=0)
-    assert not torch.allclose(poses[:, 0], poses[:, 1], atol=1e-3)
+def test_content_is_the_same_wherever_the_thing_goes_and_motion_whatever_it_is(codec):
+    def clip(colour, top: int, left: int, right: int, down: int) -> torch.Tensor:
+        video = torch.full((1, 3, 4, 16, 16), -0.8)
+        for f in range(4):
+            video[0, :, f, top + down * f : top + down * f + 5, left + right * f : left + right * f + 5] = torch.tensor(
+                colour
+            )[:, None, None]
+        return video
+
+    red, blue = COLOURS["red"], COLOURS["blue"]
+    paths = [(2, 1, 2, 0), (8, 9, -2, 0), (1, 6, 0, 2)]
+    clips = [clip(colour, *path) for colour in (red, blue) for path in paths]
+    latents = codec.encode(torch.cat(clips)).mean.flatten(1).unflatten(0, (2, 3))  # colour path channels
+    content, motion = latents.split([6, 12], dim=-1)
+    assert_close(content, content[:, :1].expand_as(content), atol=1e-3, rtol=0)
+    assert (content[0] - content[1]).abs().max() > 0.5
+    assert_close(motion[0], motion[1], atol=1e-3, rtol=0)
+    assert min((motion[0, i] - motion[0, i - 1]).abs().max() for i in range(3)) > 0.5
+
+
+def test_content_knows_no_order_of_frames(codec):
+    tokens = codec._blocks(codec.examples(torch.cat(squares(3))).read, TINY.read)  # m r n k
+    assert tokens.shape == (3, 4, 9, 24)
+    assert_close(codec.look(tokens[:, [2, 0, 3, 1]]), codec.look(tokens), atol=1e-5, rtol=0)
 
 
 def test_a_moved_pose_moves_the_picture():
@@ -77,7 +91,7 @@ def test_a_moved_pose_moves_the_picture():
     codec.decoder_position.weight.zero_()
     generator = torch.Generator().manual_seed(0)
     content = torch.randn(2, TINY.content, generator=generator)
-    poses = torch.randn(2, 3, TINY.pose, generator=generator)
+    poses = torch.randn(2, 3, POSE, generator=generator)
     moved = poses.clone()
     moved[..., 1] += 0.5  # of the width from -1 to 1: one of four patches
     grid = codec.draw(content, poses).unflatten(2, (4, 4))  # m f down right k
@@ -86,17 +100,63 @@ def test_a_moved_pose_moves_the_picture():
     assert not torch.allclose(shifted, grid, atol=1e-3)
 
 
-def test_the_matrix_turns_and_scales_what_is_seen():
-    codec = TINY.build()
+@pytest.mark.parametrize("block", [(4, 16, 16), (4, 16, 24)])
+def test_angle_and_size_turn_and_scale_what_is_seen(block):
+    codec = TINY.model_copy(update={"block": block}).build()
     codec.decoder_position.weight.zero_()
     codec.pose_in.weight.zero_()
-    content, pose = torch.ones(1, TINY.content), torch.zeros(1, 1, TINY.pose)
-    upright = codec.draw(content, pose).unflatten(2, (4, 4))[0, 0]  # down right k
-    turned = pose.clone()
-    turned[0, 0, MATRIX] = (torch.tensor([[0.0, 1.0], [-1.0, 0.0]]) - torch.eye(2)).flatten() / SMALL
-    seen = codec.draw(content, turned).unflatten(2, (4, 4))[0, 0]
-    assert_close(seen, upright.rot90(-1, (0, 1)), atol=1e-5, rtol=0)
-    assert not torch.allclose(seen, upright, atol=1e-3)
+    content, pose = torch.ones(1, TINY.content), torch.zeros(1, 3, POSE)
+    pose[0, 1, ANGLE] = math.pi / 2
+    pose[0, 2, SIZE] = math.log(3)
+    side = block[2] // 4
+    upright, turned, large = codec.draw(content, pose)[0].unflatten(1, (4, side)).unbind()  # down right k each
+    middle = slice(side // 2 - 2, side // 2 + 2)  # the square in the middle
+    assert_close(turned[:, middle], upright[:, middle].rot90(-1, (0, 1)), atol=1e-5, rtol=0)
+    assert not torch.allclose(turned, upright, atol=1e-3)
+    inner = slice(side // 2 - 1, side // 2 + 1)  # patches whose centres are at three times these are at the edges
+    assert_close(large[::3, middle][:, ::3], upright[1:3, inner], atol=1e-5, rtol=0)
+    assert not torch.allclose(large, upright, atol=1e-3)
+
+
+def bar(angles: torch.Tensor) -> torch.Tensor:
+    """`1 3 f 16 16`: a bar in the middle, turned so far."""
+    y, x = torch.meshgrid(torch.arange(16) - 7.5, torch.arange(16) - 7.5, indexing="ij")
+    frames = []
+    for angle in angles.tolist():
+        right, down = math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
+        frames.append(1.6 * (0.5 - torch.maximum(right.abs() - 6, down.abs() - 2)).clamp(0, 1) - 0.8)
+    return torch.stack(frames).expand(1, 3, -1, -1, -1)
+
+
+def test_things_are_read_upright_and_drawn_as_they_are():
+    angles = 0.6 * torch.arange(4)
+    video = bar(angles)
+    settings = {"turned": 0.0, "patch_channels": 48}
+    codec = TINY.model_copy(update=settings).build()
+    codec.components.fit([video, *squares(24)])
+    generator = torch.Generator().manual_seed(0)
+    clips = codec.examples(video, generator)
+    assert clips.poses is not None and clips.wanted is not None
+    assert_close(clips.poses[0, ANGLE, :, 0, 0], angles, atol=0.08, rtol=0)
+    assert clips.poses[0, PLACE].abs().max() < 0.05
+    assert_close(codec.components.decode(clips.wanted), video, atol=0.1, rtol=0)
+    read = codec.components.decode(clips.read)
+    assert read.shape == (1, 3, 4, 12, 12)
+    assert float((read - read[:, :, :1]).abs().mean()) < 0.3 * float((video - video[:, :, :1]).abs().mean())
+    further = TINY.model_copy(update=settings | {"turned": 1.0}).build()
+    further.components.load_state_dict(codec.components.state_dict())
+    more = further.examples(video, generator)
+    assert more.poses is not None and more.wanted is not None
+    assert_close(more.read, clips.read)
+    assert not torch.allclose(more.wanted, clips.wanted, atol=0.3)
+    apart = (more.poses - clips.poses).abs()
+    assert (apart[:, ANGLE] > 0.01).all() and not apart[:, :ANGLE].any(), "every frame is turned further"
+    drawn = further.components.decode(more.wanted)
+    assert_close(drawn, bar(more.poses[0, ANGLE, :, 0, 0]), atol=0.75, rtol=0)
+    assert (drawn - bar(more.poses[0, ANGLE, :, 0, 0])).abs().mean() < 0.3 * (drawn - video).abs().mean()
+    plain = codec.examples(video)
+    assert plain.wanted is None and plain.poses is not None
+    assert_close(plain.poses, clips.poses)
 
 
 def test_components_are_the_principal_ones_and_half_whitened():
@@ -139,8 +199,7 @@ def test_a_fit_repeats_whatever_came_before_it():
     assert torch.equal(weights(), first)
     for changes in (
         {"augment": "colours"},
-        {"turned": 0.5},
-        {"free_pose": 2},
+        {"turned": 0.8},
         {"frames_per_step": 3},
         {"latent_noise": 0.0},
     ):
@@ -183,9 +242,35 @@ def test_aligned_content_names_the_captions():
         TINY.model_copy(update={"align": 1.0}).build().fit(squares(24), captions=[("the same",)] * 24)
 
 
+def test_additive_content_of_a_pair_never_seen_is_the_sum_of_what_was():
+    """A large green square is where a small green one and the step from small to large of other colours say."""
+
+    def clip(colour: str, side: int) -> torch.Tensor:
+        video = torch.full((1, 3, 4, 16, 16), -0.8)
+        for f in range(4):
+            video[0, :, f, 3 : 3 + side // 2, 2 + f : 2 + f + side] = torch.tensor(COLOURS[colour])[:, None, None]
+        return video
+
+    kinds = {"square": 3, "bar": 9}
+    seen = [(colour, kind) for colour in COLOURS for kind in kinds if (colour, kind) != ("green", "bar")]
+    captions = [(f"a {colour} {kind}",) for colour, kind in seen] * 4
+    videos = [clip(colour, kinds[kind]) for colour, kind in seen] * 4
+
+    def apart(**changes: float) -> float:
+        codec = TINY.model_copy(update={"steps": 300, **changes}).build()
+        codec.fit(videos, captions=captions)
+        of = {pair: codec.encode(clip(pair[0], kinds[pair[1]])).mean[0, :6, 0, 0, 0] for pair in seen}
+        steps = [of[colour, "bar"] - of[colour, "square"] for colour in ("red", "blue")]
+        return float((steps[0] - steps[1]).square().sum() / torch.stack(steps).square().sum())
+
+    assert apart(additive=3.0) < 0.5 * apart()
+
+
 def test_captions_without_a_telling_word_are_no_hindrance_where_naming_was_not_asked_for():
-    usual = ContentMotionConfig(**{name: value for name, value in TINY.model_dump().items() if name != "align"})
-    assert usual.align > 0
+    usual = ContentMotionConfig(
+        **{name: value for name, value in TINY.model_dump().items() if name not in ("align", "additive")}
+    )
+    assert usual.align > 0 and usual.additive > 0
     codec = usual.model_copy(update={"steps": 2}).build()
     codec.fit(squares(24), captions=[("the same",)] * 24)
     assert codec.fitted
@@ -208,10 +293,12 @@ def test_state_dict_holds_it_whole(codec):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({"block": (4, 18, 16)}, "whole multiples of patch"),
+        ({"block": (4, 18, 16)}, "whole multiples of patch = 4"),
+        ({"view": 10}, "view = 10: it must be a whole multiple of patch = 4"),
+        ({"augment": "all"}, "augment = all: poses are of the clips as they are"),
         ({"frames_per_step": 5}, "a block has 4 frames"),
         ({"content_channels": 9}, "content_channels = 9: there are content = 8"),
-        ({"motion_channels": 25}, r"poses of 4 frames \(block\) are 24 numbers"),
+        ({"motion_channels": 17}, r"poses of 4 frames \(block\) are 16 numbers"),
         ({"batch_size": 1}, "use 2 or more"),
         ({"width": 20, "heads": 3}, "head dimension"),
         ({"patch_channels": 49}, "patch_channels = 49: a patch of .* has only 48 numbers"),

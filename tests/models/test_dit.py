@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reelwright.config import Config
-from reelwright.models.dit import DiT, DiTConfig, sinusoids
+from reelwright.models.dit import DiT, DiTConfig, PartedDiT, sinusoids
 from reelwright.models.layers import coordinate_features
 from reelwright.types import Size, Text, UsageError
 from tiny_denoisers import denoiser_inputs, wake
@@ -271,3 +271,45 @@ def test_times_of_a_part():
     torch.testing.assert_close(times, torch.linspace(0.25, 0.75, 8))
     own = coordinate_features((2, 1, 1), 1, "cpu")
     torch.testing.assert_close(table[:, [1, 2, 4, 5]], own[:1, [1, 2, 4, 5]].expand(8, 4))
+
+
+def test_parts_are_networks_of_their_own():
+    torch.manual_seed(0)
+    settings = {"width": 24, "depth": 2, "heads": 2, "patch": (1, 2, 2)}
+    model = DiTConfig.parse({**settings, "parts": (4, 2)}).build(CHANNELS, TEXT_WIDTH)
+    assert isinstance(model, PartedDiT)
+    wake(model, std=0.2)
+    x, t, text = inputs()
+    out = model(x, t, text)
+    assert out.shape == x.shape
+    for part, network in zip((slice(0, 4), slice(4, 6)), model.parts, strict=True):
+        torch.testing.assert_close(out[:, part], network(x[:, part], t, text))
+        changed = x.clone()
+        changed[:, part] += 1
+        others = [c for c in range(CHANNELS) if not part.start <= c < part.stop]
+        assert torch.equal(model(changed, t, text)[:, others], out[:, others])
+        assert not torch.allclose(model(changed, t, text)[:, part], out[:, part], atol=1e-3)
+    assert model.check_size(Size(3, 4, 8)) == Size(3, 2, 4) and model.lora_targets == make().lora_targets
+    assert model.within is None
+    model.within = (2, 9)
+    assert [network.within for network in model.parts] == [(2, 9)] * 2 and model.within == (2, 9)
+    with pytest.raises(ValueError, match=r"parts = \[4, 3\]: 7 channels in all, but latents have 6"):
+        DiTConfig.parse({**settings, "parts": (4, 3)}).build(CHANNELS, TEXT_WIDTH)
+
+
+def test_weights_of_tokens_mix_what_pooled_captions_say():
+    """A caption and another at half weight each are the mean of what both say alone."""
+    model = make(text_tokens="pooled").double()
+    x, t, text = inputs(batch=2, dtype=torch.float64)
+    x, t = x[:1].expand_as(x), t[:1].expand_as(t)
+    pooled = []
+    model.pooled_in.register_forward_pre_hook(lambda _, given: pooled.append(given[0]))
+    model(x, t, text)
+    weights = text.mask / text.mask.sum(1, keepdim=True) / 2
+    both = Text(
+        torch.cat([text.values, text.values.flip(0)], 1),
+        torch.cat([text.mask, text.mask.flip(0)], 1),
+        weights=torch.cat([weights, weights.flip(0)], 1),
+    )
+    model(x, t, both)
+    torch.testing.assert_close(pooled[1], pooled[0].mean(0, keepdim=True).expand(2, -1))

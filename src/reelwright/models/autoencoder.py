@@ -21,6 +21,7 @@ from reelwright.models.trained_codec import (
     OCTAVES,
     SMALLEST_VARIANCE,
     Attempt,
+    Examples,
     TrainedCodec,
     TrainedCodecConfig,
     check_heads,
@@ -100,7 +101,8 @@ class Autoencoder(TrainedCodec):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, tokens))
         self.requires_grad_(False).eval()
 
-    def to_latents(self, tokens: Tensor) -> Tensor:
+    def to_latents(self, clips: Examples) -> Tensor:
+        tokens = clips.read
         size = Size(*tokens.shape[2:])
         x = self.patch_in(tokens.flatten(2).transpose(1, 2))  # b n d
         x = transformed(x, size, self.encoder_position, self.encoder, self.config.width // self.config.heads)  # b n d
@@ -118,14 +120,14 @@ class Autoencoder(TrainedCodec):
         x = transformed(x, size, self.decoder_position, self.decoder, self.config.width // self.config.heads)  # b n d
         return self.head(x).transpose(1, 2).unflatten(2, size.tuple)  # b k f/pf h/ph w/pw
 
-    def attempt(self, tokens: Tensor, generator: torch.Generator) -> Attempt:
-        latents, _, _ = normalised(self.to_latents(tokens).float())
+    def attempt(self, clips: Examples, generator: torch.Generator) -> Attempt:
+        latents, _, _ = normalised(self.to_latents(clips).float())
         noisy = noised(latents, self.config.latent_noise, generator)
-        return Attempt(noisy, self.from_latents(noisy), tokens)
+        return Attempt(noisy, self.from_latents(noisy), clips.read)
 
-    def settle(self, trained: Iterable[Tensor], plain: Iterable[Tensor]) -> None:
-        fold_normalisation(self.latent_out, (self.to_latents(tokens).float() for tokens in trained))
-        seen = [self.to_latents(tokens).transpose(0, 1).flatten(1).double() for tokens in plain]  # c m each
+    def settle(self, trained: Iterable[Examples], plain: Iterable[Examples]) -> None:
+        fold_normalisation(self.latent_out, (self.to_latents(clips).float() for clips in trained))
+        seen = [self.to_latents(clips).transpose(0, 1).flatten(1).double() for clips in plain]  # c m each
         count = sum(latents.shape[1] for latents in seen)
         first = torch.stack([latents.sum(1) for latents in seen]).sum(0) / count
         second = torch.stack([latents.square().sum(1) for latents in seen]).sum(0) / count

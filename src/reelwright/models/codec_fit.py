@@ -16,11 +16,12 @@ from reelwright.models.held_clips import AsVideos, held_in_memory
 from reelwright.models.muon import Muon
 from reelwright.models.naming import Naming, caption_words
 from reelwright.models.symmetry import Symmetry
+from reelwright.models.trained_codec import Examples
 from reelwright.randomness import keyed_generator
 from reelwright.types import UserError
 
 if TYPE_CHECKING:
-    from reelwright.models.trained_codec import TrainedCodec
+    from reelwright.models.trained_codec import TrainedCodec, TrainedCodecConfig
 
 WARMUP_STEPS = 100
 FINAL_RATE = 0.02  # of the learning rate, where the cosine ends
@@ -39,12 +40,7 @@ def train_codec(
     """Everything of `codec` that is fitted or trained: components, weights, the latents' mean and deviation."""
     config, device = codec.config, codec.latent_std.device
     clips, numbers = held_in_memory(videos, config.fit_clips)
-    words = caption_words(captions) if config.align else None
-    if words is None and config.align:
-        rule = "no word of the captions tells the clips apart (it takes one that two clips have and most have not)"
-        if "align" in config.model_fields_set:  # asked for, not merely usual
-            raise UserError(f"codec.align = {config.align:g}: {rule}; use codec.align=0")
-        print_error(f"codec.align: {rule}; the codec is trained without it")
+    words = _words(config, captions)
     codec.components.fit(AsVideos(clips, config.augment))
     codec.components.to(device)
     groups: list[_Group] = []
@@ -63,12 +59,13 @@ def train_codec(
     ]
     for step in range(config.steps):
         generator = keyed_generator("autoencoder", step)
-        tokens, told = _draw_batch(codec, groups, generator)
+        clips, told = _draw_batch(codec, groups, generator)
         with torch.enable_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            attempt = codec.attempt(tokens, generator)
+            attempt = codec.attempt(clips, generator)
             loss = F.mse_loss(attempt.predicted.float(), attempt.wanted)
             if naming is not None and told is not None:
-                loss = loss + config.align * naming(attempt.noisy, told)
+                named, added = naming(attempt.noisy, told)
+                loss = loss + config.align * named + config.additive * added
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -84,6 +81,19 @@ def train_codec(
         on_step(step + 1, config.steps)
     codec.requires_grad_(False).eval()
     _settle(codec, groups, dtype)
+
+
+def _words(config: TrainedCodecConfig, captions: Sequence[Sequence[str]]) -> Tensor | None:
+    """The words of each clip's captions, where they are wanted and tell the clips apart."""
+    wanted = [name for name in ("align", "additive") if getattr(config, name)]
+    words = caption_words(captions) if wanted else None
+    if words is None and wanted:
+        rule = "no word of the captions tells the clips apart (it takes one that two clips have and most have not)"
+        if asked := config.model_fields_set.intersection(wanted):  # not merely usual
+            name = min(asked)
+            raise UserError(f"codec.{name} = {getattr(config, name):g}: {rule}; use codec.{name}=0")
+        print_error(f"codec.{wanted[0]}: {rule}; the codec is trained without it")
+    return words
 
 
 def _optimizers(codec: TrainedCodec, naming: Naming | None, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
@@ -102,37 +112,61 @@ def _optimizers(codec: TrainedCodec, naming: Naming | None, dtype: torch.dtype) 
 class _Group(NamedTuple):
     """Clips of one size."""
 
-    tokens: Tensor  # n k f h w: components, of clips as they are trained on
+    clips: Examples  # as they are trained on, in half the bytes
     words: Tensor | None  # n words
-    plain: Tensor  # m k f h w: the same of some of the clips as they are
+    plain: Examples  # some of them as they are
 
 
-def _draw_batch(codec: TrainedCodec, groups: list[_Group], generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """Components of clips of one size, mirrored and recoloured as the codec's settings say, and the clips' words.
+def _draw_batch(
+    codec: TrainedCodec, groups: list[_Group], generator: torch.Generator
+) -> tuple[Examples, Tensor | None]:
+    """Clips of one size, mirrored and recoloured as the codec's settings say, and their words.
 
     With replacement; sizes as often as they have clips.
     """
     config, device = codec.config, codec.latent_std.device
-    shares = torch.tensor([float(len(group.tokens)) for group in groups])
+    shares = torch.tensor([float(len(group.clips.read)) for group in groups])
     group = groups[int(torch.multinomial(shares, 1, generator=generator))]
-    chosen = torch.randint(len(group.tokens), (config.batch_size,), generator=generator)
-    tokens = group.tokens[chosen].to(device, torch.float32)
+    chosen = torch.randint(len(group.clips.read), (config.batch_size,), generator=generator)
+    clips = _each(lambda held: held[chosen].to(device, torch.float32), group.clips)
     words = None if group.words is None else group.words[chosen].to(device)
-    return Symmetry.drawn(config.augment, generator).of_tokens(codec.components, tokens), words
+    symmetry = Symmetry.drawn(config.augment, generator)
+    read = symmetry.of_tokens(codec.components, clips.read)
+    wanted = None if clips.wanted is None else symmetry.of_tokens(codec.components, clips.wanted)
+    return Examples(read, wanted, clips.poses), words
 
 
 @torch.no_grad()
 def _group(codec: TrainedCodec, clips: list[Tensor], words: Tensor | None, every: int) -> _Group:
-    """uint8 `m f h w 3` each, of one size, as the loop wants them: components in half the bytes."""
+    """uint8 `m f h w 3` each, of one size, as the loop wants them."""
     device = codec.latent_std.device
-    tokens, plain, seen = [], [], 0
+    trained, plain, seen = [], [], 0
+
+    def held(clips: Examples) -> Examples:
+        halved = _each(lambda x: x.to("cpu", HELD), clips)
+        return halved._replace(poses=None if clips.poses is None else clips.poses.cpu())
+
     for some in clips:
         video = pixels_to_video(some.to(device))  # m 3 f h w
-        varied = codec.varied(video, keyed_generator("varied clips", seen))
-        tokens.append(codec.components.encode(varied).mean.to("cpu", HELD))
-        plain.append(codec.components.encode(video[-seen % every :: every]).mean.to("cpu", HELD))
+        trained.append(held(codec.examples(video, keyed_generator("varied clips", seen))))
+        if len(sample := video[-seen % every :: every]):
+            plain.append(held(codec.examples(sample)))
         seen += len(video)
-    return _Group(torch.cat(tokens), words, torch.cat(plain))
+    return _Group(_joined(trained), words, _joined(plain))
+
+
+def _each(change: Callable[[Tensor], Tensor], of: Examples) -> Examples:
+    """What `change` makes of every tensor there is."""
+    return Examples(
+        change(of.read),
+        None if of.wanted is None else change(of.wanted),
+        None if of.poses is None else change(of.poses),
+    )
+
+
+def _joined(parts: list[Examples]) -> Examples:
+    read, wanted, poses = ([x for x in some if x is not None] for some in zip(*parts, strict=True))
+    return Examples(torch.cat(read), torch.cat(wanted) if wanted else None, torch.cat(poses) if poses else None)
 
 
 def _initialise(codec: TrainedCodec) -> None:
@@ -152,10 +186,15 @@ def _settle(codec: TrainedCodec, groups: list[_Group], dtype: torch.dtype) -> No
     """The latents' mean and scale."""
     config, device = codec.config, codec.latent_std.device
 
-    def trained() -> Iterator[Tensor]:
+    def trained() -> Iterator[Examples]:
         for number in range(max(1, MEASURED_CLIPS // config.batch_size)):
             yield _draw_batch(codec, groups, keyed_generator("autoencoder statistics", number))[0]
 
-    plain = (some.to(device, torch.float32) for group in groups for some in group.plain.split(config.batch_size))
+    def plain() -> Iterator[Examples]:
+        for group in groups:
+            for start in range(0, len(group.plain.read), config.batch_size):
+                rows = slice(start, start + config.batch_size)
+                yield _each(lambda held, rows=rows: held[rows].to(device, torch.float32), group.plain)
+
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        codec.settle(trained(), plain)
+        codec.settle(trained(), plain())

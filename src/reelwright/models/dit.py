@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,7 @@ class DiTConfig(Config):
     positions: Literal["rope", "sinusoidal"] = "rope"  # turned within attention, or sines added to the tokens
     layout: Literal["full", "factorised"] = "full"  # factorised: spatial and temporal blocks take turns
     text_tokens: Literal["cross", "joint", "pooled"] = "cross"  # attended to, among the visual, or their mean alone
+    parts: tuple[PositiveInt, ...] | None = None  # channels of the latents that are denoised apart, by a network each
     attention: AttentionName = "auto"
     gradient_checkpointing: Checkpointing = False
 
@@ -97,9 +98,12 @@ class DiTConfig(Config):
             )
         return self
 
-    def build(self, channels: int, text_width: int) -> DiT:
-        """The model, freshly initialised from torch's global generator. ValueError where the backend is missing."""
-        return DiT(self, channels, text_width)
+    def build(self, channels: int, text_width: int) -> DiT | PartedDiT:
+        """The model, freshly initialised from torch's global generator.
+
+        ValueError where the backend is missing, or the parts are not of so many channels.
+        """
+        return DiT(self, channels, text_width) if self.parts is None else PartedDiT(self, channels, text_width)
 
 
 class Block(nn.Module):
@@ -186,7 +190,7 @@ class DiT(nn.Module):
         else:
             x = x + sinusoids(grid, width, x.device).to(x_t.dtype)  # b n d
         text = self.text_in(self.text_norm(cond.values.to(x_t.dtype)))  # b l d
-        context = self.time_in(t) + self.pooled_in(masked_mean(text, mask))  # b d
+        context = self.time_in(t) + self.pooled_in(masked_mean(text, mask, cond.weights))  # b d
         modulation = self.modulation(F.silu(context)).view(b, 6 * depth + 2, width)  # b 6*depth+2 d
         *modulations, last = modulation.split([6] * depth + [2], dim=1)  # b 6 d each, b 2 d
         if self.config.text_tokens == "pooled":
@@ -221,6 +225,46 @@ class DiT(nn.Module):
         spatial = rope_table((1, height, width), head_dim, device)
         temporal = rope_table((frames, 1, 1), head_dim, device)
         return [(spatial, frames, False), (temporal, frames, True)]
+
+
+class PartedDiT(nn.Module):
+    """A DiT for each part of the latents' channels, none of which sees the others': same inputs and output as a DiT.
+
+    For parts that captions alone tie together, as what a clip shows and how it moves. A network that sees both learns
+    which go together in the data, and makes of a combination that it has not seen one that it has.
+    """
+
+    def __init__(self, config: DiTConfig, channels: int, text_width: int) -> None:
+        super().__init__()
+        counts = config.parts or (channels,)
+        if sum(counts) != channels:
+            raise ValueError(f"parts = {list(counts)}: {sum(counts)} channels in all, but latents have {channels}")
+        one = config.model_copy(update={"parts": None})
+        self.config, self.channels, self.text_width, self.counts = config, channels, text_width, counts
+        self.parts = nn.ModuleList(DiT(one, count, text_width) for count in counts)
+        self.lora_targets = self._networks[0].lora_targets
+
+    @property
+    def within(self) -> tuple[int, int] | None:
+        return self._networks[0].within
+
+    @within.setter
+    def within(self, part: tuple[int, int] | None) -> None:
+        for network in self._networks:
+            network.within = part
+
+    def check_size(self, latent: Size) -> Size:
+        """As `DiT.check_size`."""
+        return self._networks[0].check_size(latent)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Text) -> Tensor:
+        check_inputs(x_t, t, cond, self.channels, self.text_width)
+        of_parts = zip(self._networks, x_t.split(self.counts, dim=1), strict=True)
+        return torch.cat([network(part, t, cond) for network, part in of_parts], dim=1)
+
+    @property
+    def _networks(self) -> list[DiT]:
+        return cast(list[DiT], list(self.parts))
 
 
 def sinusoids(grid: tuple[int, int, int], width: int, device: torch.device) -> Tensor:

@@ -339,9 +339,10 @@ def needed_mask(mask: Tensor) -> Tensor | None:
     return None if fewest == mask.shape[1] else mask
 
 
-def masked_mean(text: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the real tokens: `b l d` -> `b d`."""
-    if mask is None:
-        return text.mean(dim=1)
-    weights = mask.to(text.dtype) / mask.sum(dim=1, keepdim=True)  # b l
-    return (text * weights[:, :, None]).sum(dim=1)
+def masked_mean(text: Tensor, mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
+    """Mean over the real tokens, or with the weights `b l` of all: `b l d` -> `b d`."""
+    if weights is None:
+        if mask is None:
+            return text.mean(dim=1)
+        weights = mask.to(text.dtype) / mask.sum(dim=1, keepdim=True)  # b l
+    return (text * weights.to(text.dtype)[:, :, None]).sum(dim=1)

@@ -4,6 +4,10 @@ What captions say of clips may be a small part of how they look, and a denoiser 
 codec's `align` the words of a clip's captions have to be read off its noisy latents by one linear layer (as Zha et al.
 2024, "Language-Guided Image Tokenization for Generation", arXiv 2412.05796, tie latents to text, but captions are
 needed here only to train), which makes that part larger.
+
+That words can be read off the latents does not say where the latents of words lie that were never together. With
+`additive` the latents have to be near a sum of one vector a word, as far as the words say what they are: "orange" is
+then the same step from every shape, and a denoiser that learns it of some finds it of all.
 """
 
 from __future__ import annotations
@@ -21,22 +25,30 @@ WORD_SHARES = (0.005, 0.6)  # of the clips: rarer words are too rare to learn, c
 
 
 class Naming(nn.Module):
-    """Which words the captions of a clip have, told by its latents. It is not kept: only training needs it."""
+    """The words of a clip's captions told by its latents, and the latents by the words: each by one linear layer.
+
+    It is not kept: only training needs it.
+    """
 
     def __init__(self, channels: int, words: Tensor) -> None:
         """`words` of every clip, `n words`, from 0 (in no caption of the clip) to 1 (in all)."""
         super().__init__()
-        self.linear = nn.Linear(channels, words.shape[1])
+        self.name = nn.Linear(channels, words.shape[1])
+        self.add = nn.Linear(words.shape[1], channels)
         usual = words.mean(0)
         self.chance = float(F.binary_cross_entropy(usual.expand_as(words), words)) * words.shape[1]
+        self.register_buffer("usual", usual)
+        self.usual: Tensor  # words
 
-    def forward(self, latents: Tensor, words: Tensor) -> Tensor:
-        """Cross-entropy of all words, as a share of what their frequencies alone would have.
+    def forward(self, latents: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `b channels ...` of unit variance and `b words`: two errors, as shares of what knowing nothing would have.
 
-        `b channels ...`, `b words` -> a number.
+        The cross-entropy of all words, and the squared error of the latents as a sum over words.
         """
-        told = self.linear(latents.flatten(2).mean(2)).float()  # b words
-        return F.binary_cross_entropy_with_logits(told, words) * words.shape[1] / max(self.chance, 1e-6)
+        latents = latents.flatten(2).mean(2)  # b channels
+        told = self.name(latents).float()  # b words
+        named = F.binary_cross_entropy_with_logits(told, words) * words.shape[1] / max(self.chance, 1e-6)
+        return named, F.mse_loss(self.add(words - self.usual).float(), latents.float())
 
 
 def caption_words(captions: Sequence[Sequence[str]]) -> Tensor | None:

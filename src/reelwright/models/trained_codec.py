@@ -33,6 +33,7 @@ class TrainedCodecConfig(Config):
 
     whiten: float = Field(default=0.5, ge=0, le=1)  # 0: errors count as in pixels; 1: in every component alike
     align: float = Field(default=0.0, ge=0)  # weight of naming the captions' words by the noisy latents
+    additive: float = Field(default=0.0, ge=0)  # weight of the noisy latents' being a sum over those words
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: half the steps for the same error
     steps: PositiveInt = 2000
     batch_size: PositiveInt = 16
@@ -40,6 +41,14 @@ class TrainedCodecConfig(Config):
     latent_noise: float = Field(default=0.3, ge=0, le=1)  # the largest share of noise mixed into a training latent
     augment: Augment = "colours"  # exchange red, green, blue; also mirror, turn, reverse
     fit_clips: PositiveInt = 4096  # at most so many clips are trained on
+
+
+class Examples(NamedTuple):
+    """Clips as a codec reads them, and as it is to draw them: components of patches."""
+
+    read: Tensor  # b k f h w
+    wanted: Tensor | None = None  # b k f h w; None: those that were read
+    poses: Tensor | None = None  # b pose f h' w': of what is wanted, a block's frames each, where they are measured
 
 
 class Attempt(NamedTuple):
@@ -66,9 +75,14 @@ class TrainedCodec(nn.Module, ABC):
         self.latent_mean: Tensor
         self.latent_std: Tensor
 
+    def examples(self, video: Tensor, generator: torch.Generator | None = None) -> Examples:
+        """Of clips `b 3 f h w`: as they are, or, with a generator, as they are trained on."""
+        del generator
+        return Examples(self.components.encode(video).mean)
+
     @abstractmethod
-    def to_latents(self, tokens: Tensor) -> Tensor:
-        """Components `b k f h w` -> latents as the network has them, `b channels f' h' w'`."""
+    def to_latents(self, clips: Examples) -> Tensor:
+        """Clips as they are -> latents as the network has them, `b channels f' h' w'`."""
 
     @abstractmethod
     def from_latents(self, latents: Tensor) -> Tensor:
@@ -79,20 +93,15 @@ class TrainedCodec(nn.Module, ABC):
         """Whether `encode` has its products in bfloat16, on whatever machine: part of what is saved."""
         return False
 
-    def varied(self, video: Tensor, generator: torch.Generator) -> Tensor:
-        """Clips `b 3 f h w` as they are trained on; here as they are."""
-        del generator
-        return video
-
     @abstractmethod
-    def attempt(self, tokens: Tensor, generator: torch.Generator) -> Attempt:
+    def attempt(self, clips: Examples, generator: torch.Generator) -> Attempt:
         """A training step's way through the codec, with noise drawn from `generator`."""
 
     @abstractmethod
-    def settle(self, trained: Iterable[Tensor], plain: Iterable[Tensor]) -> None:
+    def settle(self, trained: Iterable[Examples], plain: Iterable[Examples]) -> None:
         """Fold what training normalised by the batch into the weights, then measure the latents.
 
-        From batches of components as they were trained on, and of the clips as they are.
+        From batches of clips as they were trained on, and as they are.
         """
 
     @property
@@ -123,9 +132,9 @@ class TrainedCodec(nn.Module, ABC):
         """
         self._check_fitted()
         self.compression.latent_size(Size(*video.shape[2:]))
-        tokens, half = self.components.encode(video).mean, self.encodes_in_bf16
+        clips, half = self.examples(video), self.encodes_in_bf16
         with torch.autocast(video.device.type, dtype=torch.bfloat16 if half else None, enabled=half):
-            raw = self.to_latents(tokens).float()
+            raw = self.to_latents(clips).float()
         return Posterior((raw - _channel(self.latent_mean)) / _channel(self.latent_std))
 
     @torch.no_grad()

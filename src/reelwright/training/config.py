@@ -34,6 +34,7 @@ class TrainConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     ema: float | None = Field(default=0.999, ge=0, lt=1)  # decay of the weights' moving average; null: none is kept
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # what classifier-free guidance needs
+    mixup: float = Field(default=0.0, ge=0, le=1)  # share of the samples mixed with another, latents and captions alike
     save_every: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)  # newest valid ones kept, beside the best
     evaluate_every: int = Field(default=500, ge=0)  # held-out loss; 0: never
