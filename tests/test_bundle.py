@@ -51,28 +51,33 @@ def test_a_draw_depends_on_its_sample_alone(tmp_path: Path, objective: tuple[str
 
 def test_samples_are_mixed_with_their_neighbours_latents_and_captions_alike(tmp_path: Path) -> None:
     bundle = tiny_bundle(tiny_recipe(tmp_path, "model.text_tokens=pooled"))
-    batch = tiny_batch(bundle, (3, 1, 2, 5, 4))
+    batch = tiny_batch(bundle, (3, 1, 2, 5))
     assert draw(batch, bundle.objective, 0).own is None
     own = draw(batch, bundle.objective, 0, mixup=1.0).own
-    assert own is not None and own.shape == (5,) and len(own.unique()) == 5
+    assert own is not None and own.shape == (4,) and len(own.unique()) == 4
     assert own.min() >= -0.5 and own.max() <= 1.5
     again = draw(tiny_batch(bundle, (1, 3)), bundle.objective, 0, mixup=1.0).own
     assert again is not None and torch.equal(again, own[[1, 0]]), "shares depend on the sample alone"
     many = draw(tiny_batch(bundle, tuple(range(64))), bundle.objective, 0, mixup=0.5).own
     assert many is not None and 16 < int((many == 1).sum()) < 48
 
-    cond = bundle.text(batch.text)
-    latents, both = mixed(batch.latents.mean, cond, own)
-    x = batch.latents.mean
+    cond, x = bundle.text(batch.text), batch.latents.mean
+    latents, both = mixed(x, cond, own)
     torch.testing.assert_close(latents[0], own[0] * x[0] + (1 - own[0]) * x[1])
     torch.testing.assert_close(latents[3], own[3] * x[3] + (1 - own[3]) * x[2])
-    assert torch.equal(latents[4], own[4] * x[4] + (1 - own[4]) * x[4]), "the last of five has no neighbour"
     assert both.weights is not None
-    torch.testing.assert_close(both.weights.sum(1), torch.ones(5))
+    torch.testing.assert_close(both.weights.sum(1), torch.ones(4))
     means = (cond.values * (cond.mask / cond.mask.sum(1, keepdim=True))[..., None]).sum(1)  # b d
     torch.testing.assert_close(
         (both.values * both.weights[..., None]).sum(1)[2], own[2] * means[2] + (1 - own[2]) * means[3]
     )
+    with pytest.raises(ValueError, match="3 samples cannot be mixed two by two"):
+        mixed(x[:3], bundle.text(tiny_batch(bundle, (3, 1, 2)).text), own[:3])
+
+
+def test_parts_that_do_not_fit_the_codec_are_told_of(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"model\.parts = \[2, 3\]: 5 channels in all, but the codec's latents have"):
+        tiny_bundle(tiny_recipe(tmp_path, "model.parts=[2,3]"))
 
 
 def test_a_mixed_loss_is_that_of_the_mix(tmp_path: Path) -> None:

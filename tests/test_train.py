@@ -182,6 +182,21 @@ def test_micro_batches_give_the_same_loss_on_the_same_samples(tiny, monkeypatch)
     assert losses["one"] == pytest.approx(losses["four"], rel=1e-5)
 
 
+def test_mixed_samples_stay_together_whatever_the_micro_batch(tiny):
+    """`train.mixup` reaches the loss, and micro-batches change nothing; of odd ones the even part is taken."""
+    pooled = ("model.text_tokens=pooled", "train.steps=3", "train.log_every=1", "train.evaluate_every=0")
+    losses = {}
+    for name, settings in {
+        "plain": (), "whole": ("train.mixup=1",), "two": ("train.mixup=1", "train.micro_batch=2"),
+        "three": ("train.mixup=1", "train.micro_batch=3"),
+    }.items():  # fmt: skip
+        run = quietly(tiny(*pooled, *settings, run=name)).run_dir
+        losses[name] = [r["loss"] for r in figures(run) if "loss" in r]
+    assert losses["two"] == pytest.approx(losses["whole"], rel=1e-5)
+    assert losses["three"] == pytest.approx(losses["whole"], rel=1e-5)
+    assert losses["plain"] != pytest.approx(losses["whole"], rel=1e-3)
+
+
 def test_global_random_state_does_not_enter(tiny, trained_run):
     torch.manual_seed(987)
     torch.rand(10)

@@ -23,6 +23,7 @@ NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dit, factorised": (DiTConfig, {"width": 24, "depth": 4, "heads": 2, "layout": "factorised"}),
     "dit, joint": (DiTConfig, {"width": 24, "depth": 4, "heads": 2, "text_tokens": "joint"}),
     "dit, pooled": (DiTConfig, {"width": 24, "depth": 4, "heads": 2, "text_tokens": "pooled"}),
+    "dit, parts": (DiTConfig, {"width": 24, "depth": 4, "heads": 2, "parts": [4, 2]}),
     "video_transformer": (
         VideoTransformerConfig,
         {"width": 24, "depth": 4, "heads": 2, "positions": [4, 4], "temporal": True},

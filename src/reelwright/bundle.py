@@ -77,8 +77,8 @@ class Draws:
 def draw(batch: Batch, objective: Objective, seed: int, mixup: float = 0.0) -> Draws:
     """Posterior sample, noise and time of each sample, whatever rank, worker or micro-batch it is in.
 
-    About a share `mixup` of the samples is mixed with the one beside it, which alone depends on the micro-batch, where
-    that is of an odd number.
+    About a share `mixup` of the samples is to be mixed with another: the first with the second, the third with the
+    fourth and so on, so that these must be in one batch.
     """
     shape = tuple(batch.latents.mean.shape[1:])
     keys = list(zip(batch.epochs, batch.indices, strict=True))
@@ -96,15 +96,16 @@ def draw(batch: Batch, objective: Objective, seed: int, mixup: float = 0.0) -> D
 
 
 def mixed(latents: Tensor, cond: Text, own: Tensor) -> tuple[Tensor, Text]:
-    """Latents `b ...` and captions mixed two by two, each keeping its share `own` `b`: the last of odd ones all of it.
+    """Latents `b ...` and captions mixed two by two, each keeping its share `own` `b`. ValueError for an odd number.
 
     Mixup (Zhang et al. 2018, arXiv 1710.09412) of what a model makes of captions, the mean over their tokens (as
     Verma et al. 2019, "Manifold Mixup", arXiv 1806.05236), with shares below 0 and above 1 too: whatever lies on the
     line through two clips is said by the same mix of their captions. So does what a caption says of one thing add to
     what it says of another, also where the two were never together.
     """
+    if len(own) % 2:
+        raise ValueError(f"{len(own)} samples cannot be mixed two by two")
     partner = torch.arange(len(own), device=own.device) ^ 1
-    partner = partner.where(partner < len(own), torch.arange(len(own), device=own.device))
     share = own.to(latents.device).view(-1, *[1] * (latents.ndim - 1))
     weights = cond.mask / cond.mask.sum(dim=1, keepdim=True)  # b l
     of_own = own.to(weights.device)[:, None]
@@ -238,7 +239,7 @@ def build_bundle(
         else:
             text = build_text(recipe, tokenizer)
             width = text.width
-        denoiser = recipe.model.build(channels=codec.channels, text_width=width)
+        denoiser = _denoiser(recipe, codec, width)
     check_fit(recipe, codec, denoiser)
     objective = recipe.objective.build()
     if isinstance(denoiser, PretrainedDenoiser):
@@ -282,7 +283,15 @@ def adapt(
 def blueprint(recipe: Recipe, codec: Any) -> Any:
     """The recipe's denoiser for a codec, without weights: to be asked which sizes it takes."""
     with torch.device("meta"):
-        return recipe.model.build(channels=codec.channels, text_width=1)
+        return _denoiser(recipe, codec, 1)
+
+
+def _denoiser(recipe: Recipe, codec: Any, text_width: int) -> Any:
+    """UsageError where model and codec, or model and machine, do not fit."""
+    try:
+        return recipe.model.build(channels=codec.channels, text_width=text_width)
+    except ValueError as error:
+        raise UsageError(f"model.{error}") from None
 
 
 def size_rule(codec: Any, denoiser: Any) -> Callable[[Size], bool]:

@@ -83,7 +83,8 @@ def train(
     accelerator = make_accelerator(device, config.precision, getattr(recipe.model, "in_turns", False))
     device = accelerator.device
     main = accelerator.is_main_process
-    share = _share(config.batch_size, accelerator.num_processes)
+    together = 2 if config.mixup else 1  # samples that are mixed
+    share = _share(config.batch_size, accelerator.num_processes, together)
     run = RunDirectory.create(recipe.run_dir)
     with run.lock() if main else nullcontext(), stop_signals() as stop, ExitStack() as leaving:
         log = _logger(run, say) if main else (lambda _: None)
@@ -134,7 +135,7 @@ def train(
         shard = slice(accelerator.process_index, None, accelerator.num_processes)
         wanted = share if config.micro_batch == "auto" else min(config.micro_batch, share)
         costs = {s.size: bucket_cost(s.latent_size, config.micro_batch_power) for s in training.samples.values()}
-        micro_batch = micro_batches(costs, wanted, share)
+        micro_batch = micro_batches(costs, wanted, share, together)
         for warning in recipe.warnings:
             log(warning)
         if trained < parameters:
@@ -148,7 +149,8 @@ def train(
         def micro_batches_from(first: int) -> Iterator[MicroBatch]:
             for step in range(first, steps):
                 size, items = sampler.batch(step)
-                mine, at_once = items[shard], micro_batch[size]
+                groups = [items[first : first + together] for first in range(0, len(items), together)]
+                mine, at_once = [item for group in groups[shard] for item in group], micro_batch[size]
                 objective = objective_of_step(bundle, recipe.seed, step)
                 for start in range(0, len(mine), at_once):
                     batch = reader.load(mine[start : start + at_once], recipe.seed, config.caption_dropout)
@@ -181,7 +183,7 @@ def train(
                     with accelerator.autocast():
                         losses = model(
                             drawn.latents.to(device), drawn.noise.to(device), drawn.t.to(device), data.text.to(device),
-                            drawn.own,
+                            None if drawn.own is None else drawn.own.to(device),
                         )  # fmt: skip
                     # a mean over the samples of the whole step; DDP averages over processes, hence their number
                     part = losses.sum() * (accelerator.num_processes / config.batch_size)
@@ -364,12 +366,13 @@ def _due(every: int, step: int, steps: int) -> bool:
     return bool(every) and (step % every == 0 or step == steps)
 
 
-def _share(batch_size: int, processes: int) -> int:
-    """Samples of a step that fall to each process."""
-    if batch_size % processes:
+def _share(batch_size: int, processes: int, together: int) -> int:
+    """Samples of a step that fall to each process, so many of them mixed together."""
+    if batch_size % (unit := processes * together):
+        told = f"the {processes} processes" + (f" times {together}, as train.mixup is set" if together > 1 else "")
         raise UsageError(
-            f"train.batch_size = {batch_size}: must be a multiple of the {processes} processes; "
-            f"use {batch_size // processes * processes or processes} or {(batch_size // processes + 1) * processes}"
+            f"train.batch_size = {batch_size}: must be a multiple of {told}; "
+            f"use {batch_size // unit * unit or unit} or {(batch_size // unit + 1) * unit}"
         )
     return batch_size // processes
 

@@ -199,6 +199,8 @@ class Text:
     def __post_init__(self) -> None:
         if self.values.shape[:2] != self.mask.shape:
             raise ValueError(f"text {tuple(self.values.shape)} and its mask {tuple(self.mask.shape)} differ")
+        if self.weights is not None and self.weights.shape != self.mask.shape:
+            raise ValueError(f"text's weights {tuple(self.weights.shape)} and its mask {tuple(self.mask.shape)} differ")
 
     def to(self, *args: Any, **kwargs: Any) -> Text:
         """Move as `Tensor.to` does; the mask keeps its dtype."""

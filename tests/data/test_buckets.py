@@ -285,3 +285,10 @@ def test_processes_share_each_step_of_one_bucket(processes: int) -> None:
         assert sorted(item for share in shares for item in share) == sorted(items)
         epoch += items
     assert len(set(epoch)) == len(epoch), "no sample twice in an epoch"
+
+
+def test_samples_that_belong_together_are_never_parted() -> None:
+    costs = {Size(1, 8, 8): 64.0, Size(1, 4, 4): 16.0, Size(1, 6, 6): 36.0}
+    assert list(micro_batches(costs, 1, 12, together=2).values()) == [2, 4, 2]
+    assert list(micro_batches(costs, 3, 12, together=2).values()) == [2, 12, 4]
+    assert list(micro_batches(costs, 3, 12).values()) == [3, 12, 5]

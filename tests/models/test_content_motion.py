@@ -80,7 +80,7 @@ def test_content_is_the_same_wherever_the_thing_goes_and_motion_whatever_it_is(c
 
 
 def test_content_knows_no_order_of_frames(codec):
-    tokens = codec._blocks(codec.examples(torch.cat(squares(3))).read, TINY.read)  # m r n k
+    tokens = codec._blocks(codec.examples(torch.cat(squares(3))).read, TINY.view_extents)  # m r n k
     assert tokens.shape == (3, 4, 9, 24)
     assert_close(codec.look(tokens[:, [2, 0, 3, 1]]), codec.look(tokens), atol=1e-5, rtol=0)
 
@@ -93,7 +93,7 @@ def test_a_moved_pose_moves_the_picture():
     content = torch.randn(2, TINY.content, generator=generator)
     poses = torch.randn(2, 3, POSE, generator=generator)
     moved = poses.clone()
-    moved[..., 1] += 0.5  # of the width from -1 to 1: one of four patches
+    moved[..., 1] += 0.5  # half heights: one of four patches
     grid = codec.draw(content, poses).unflatten(2, (4, 4))  # m f down right k
     shifted = codec.draw(content, moved).unflatten(2, (4, 4))
     assert_close(shifted[:, :, :, 1:], grid[:, :, :, :-1], atol=1e-5, rtol=0)
@@ -157,6 +157,28 @@ def test_things_are_read_upright_and_drawn_as_they_are():
     plain = codec.examples(video)
     assert plain.wanted is None and plain.poses is not None
     assert_close(plain.poses, clips.poses)
+
+
+def test_frames_that_show_nothing_take_their_pose_and_view_from_the_nearest_that_does():
+    codec = TINY.model_copy(update={"patch_channels": 48}).build()
+    codec.components.fit(squares(24))
+    video = squares(1)[0].clone()
+    whole = codec.examples(video)
+    video[:, :, :2] = -0.8
+    clips = codec.examples(video)
+    assert clips.poses is not None and whole.poses is not None
+    assert_close(clips.poses[:, :, 2:], whole.poses[:, :, 2:])
+    assert_close(clips.poses[:, :, :2], whole.poses[:, :, 2:3].expand(-1, -1, 2, -1, -1))
+    assert_close(clips.read[:, :, :2], clips.read[:, :, 2:3].expand(-1, -1, 2, -1, -1))
+    nothing = codec.examples(torch.full_like(video, -0.8))
+    assert nothing.poses is not None and nothing.poses.isfinite().all() and nothing.read.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [-60.0, 60.0])
+def test_poses_beyond_all_bounds_are_drawn_as_numbers(codec, size):
+    pose = torch.full((1, 4, POSE), 50.0)
+    pose[..., SIZE] = size
+    assert codec.draw(torch.zeros(1, TINY.content), pose).isfinite().all()
 
 
 def test_components_are_the_principal_ones_and_half_whitened():
@@ -259,9 +281,14 @@ def test_additive_content_of_a_pair_never_seen_is_the_sum_of_what_was():
     def apart(**changes: float) -> float:
         codec = TINY.model_copy(update={"steps": 300, **changes}).build()
         codec.fit(videos, captions=captions)
-        of = {pair: codec.encode(clip(pair[0], kinds[pair[1]])).mean[0, :6, 0, 0, 0] for pair in seen}
-        steps = [of[colour, "bar"] - of[colour, "square"] for colour in ("red", "blue")]
-        return float((steps[0] - steps[1]).square().sum() / torch.stack(steps).square().sum())
+        of = {
+            (colour, kind): codec.encode(clip(colour, side)).mean[0, :6, 0, 0, 0]
+            for colour in COLOURS
+            for kind, side in kinds.items()
+        }
+        steps = torch.stack([of[colour, "bar"] - of[colour, "square"] for colour in ("red", "blue")])
+        wanted = of["green", "square"] + steps.mean(0)
+        return float((of["green", "bar"] - wanted).square().sum() / steps.square().sum(1).mean())
 
     assert apart(additive=3.0) < 0.5 * apart()
 

@@ -282,7 +282,7 @@ def test_parts_are_networks_of_their_own():
     x, t, text = inputs()
     out = model(x, t, text)
     assert out.shape == x.shape
-    for part, network in zip((slice(0, 4), slice(4, 6)), model.parts, strict=True):
+    for part, network in zip((slice(0, 4), slice(4, 6)), model.parts.values(), strict=True):
         torch.testing.assert_close(out[:, part], network(x[:, part], t, text))
         changed = x.clone()
         changed[:, part] += 1
@@ -292,8 +292,12 @@ def test_parts_are_networks_of_their_own():
     assert model.check_size(Size(3, 4, 8)) == Size(3, 2, 4) and model.lora_targets == make().lora_targets
     assert model.within is None
     model.within = (2, 9)
-    assert [network.within for network in model.parts] == [(2, 9)] * 2 and model.within == (2, 9)
-    with pytest.raises(ValueError, match=r"parts = \[4, 3\]: 7 channels in all, but latents have 6"):
+    assert [network.within for network in model.parts.values()] == [(2, 9)] * 2 and model.within == (2, 9)
+    with pytest.raises(UsageError, match=r"parts = \[6\]: two or more"):
+        DiTConfig.parse({**settings, "parts": (6,)})
+    with pytest.raises(
+        ValueError, match=r"parts = \[4, 3\]: 7 channels in all, but the codec's latents have 6; give parts that make 6"
+    ):
         DiTConfig.parse({**settings, "parts": (4, 3)}).build(CHANNELS, TEXT_WIDTH)
 
 

@@ -24,6 +24,8 @@ from reelwright.types import UsageError
         ({"betas": (0.9, 1.0)}, r"betas = \(0\.9, 1\.0\): both must be in"),
         ({"ema": 1.0}, r"ema = 1\.0: "),
         ({"caption_dropout": 1}, "caption_dropout = 1: "),
+        ({"mixup": 0.5, "batch_size": 5}, "batch_size = 5 must be even"),
+        ({"mixup": 0.5, "batch_size": 4, "micro_batch": 1}, "micro_batch = 1 at least 2"),
         ({"keep_checkpoints": 0}, "keep_checkpoints = 0: "),
         ({"clip_norm": 0}, "clip_norm = 0: "),
         ({"precision": "fp8"}, "precision = 'fp8': "),

@@ -146,14 +146,15 @@ def _place_at(at: float, spans: Sequence[Span], slacks: Sequence[float], step: f
     return Place(spans[-1].start + min(at, slacks[-1]), None, spans[-1])
 
 
-def micro_batches(costs: Mapping[Size, float], micro_batch: int, most: int) -> dict[Size, int]:
+def micro_batches(costs: Mapping[Size, float], micro_batch: int, most: int, together: int = 1) -> dict[Size, int]:
     """Samples of each bucket that go through the model at once.
 
     `micro_batch` of the costliest bucket; of the others as many as cost the same in all, at most `most`. `bucket_cost`
-    says what a sample of a bucket costs.
+    says what a sample of a bucket costs. So many samples `together` are never parted, nor are there fewer.
     """
     highest = max(costs.values(), default=1.0)
-    return {size: max(1, min(most, math.floor(micro_batch * (highest / cost) + 1e-9))) for size, cost in costs.items()}
+    counts = {size: min(most, math.floor(micro_batch * (highest / cost) + 1e-9)) for size, cost in costs.items()}
+    return {size: max(together, count - count % together) for size, count in counts.items()}
 
 
 def bucket_cost(latent_size: Size, power: float) -> float:

@@ -99,7 +99,10 @@ def _frame_scales(first: float, last: float, like: Tensor) -> Tensor | float:
 
 
 def join_texts(texts: Sequence[Text]) -> Text:
-    """Texts as one batch, padded (and masked) to the longest of them; all of them have an image, or none has."""
+    """Texts as one batch, padded (and masked) to the longest of them; all of them have an image, or none has.
+
+    None has weights: nobody generates from captions that are mixed.
+    """
     length = max(text.mask.shape[1] for text in texts)
     values, masks = [], []
     for text in texts:

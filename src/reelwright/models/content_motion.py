@@ -51,6 +51,7 @@ from reelwright.types import Compression, Size
 READ_FRAMES = 4  # of a block at most, evenly spaced: all show the same content
 REACH = 2.5  # RMS distances from the middle of what is read to its edge: a triangle's corners are at 2
 UNIT = 0.25  # of the coordinates in which things are drawn: so large the RMS distance is in them
+SIZES = (-6.0, 1.0)  # logarithms of the smallest and largest RMS distance that is drawn
 FARTHEST = 2.0  # of those coordinates; farther away all is ground
 POSE_NOISE = 0.02  # of the pose's deviation, in training: a denoiser's errors in it are small, content's are not
 LEAST_DEVIATION = 0.05  # of a pose's number: what varies less, half heights, radians or in size, counts for less
@@ -90,7 +91,7 @@ class ContentMotionConfig(TrainedCodecConfig):
         return self.block[1] // self.patch, self.block[2] // self.patch
 
     @property
-    def read(self) -> tuple[int, int, int]:
+    def view_extents(self) -> tuple[int, int, int]:
         """Frames of a block that are read, and patches of one along height and width."""
         return min(READ_FRAMES, self.block[0]), self.view // self.patch, self.view // self.patch
 
@@ -169,11 +170,12 @@ class ContentMotion(TrainedCodec):
             return unpatchify(blocks.flatten(1).unflatten(0, (len(video), -1)), extents, size)
 
         blocks = patchify(video, block).flatten(0, 1).unflatten(1, (3, *block))  # m 3 f h w
-        poses = measured_poses(blocks)  # m f POSE
-        frames = self.config.read[0]
-        chosen = torch.linspace(0, block[0] - 1, frames).round().long().to(video.device)  # r
-        side = self.config.view
-        read = views(blocks[:, :, chosen], poses[:, chosen], side, REACH)  # m 3 r side side
+        poses, nearest = measured_poses(blocks)  # m f POSE, m f
+        frames, side = self.config.view_extents[0], self.config.view
+        chosen = nearest[:, torch.linspace(0, block[0] - 1, frames).round().long()]  # m r
+        rows = torch.arange(len(blocks), device=video.device)[:, None]
+        shown = blocks.transpose(1, 2)[rows, chosen].transpose(1, 2)  # m 3 r h w
+        read = views(shown, poses[rows, chosen], side, REACH)  # m 3 r side side
         tokens = self.components.encode(joined(read, (frames, side, side))).mean
         wanted = None
         if generator is not None:
@@ -187,7 +189,7 @@ class ContentMotion(TrainedCodec):
     def to_latents(self, clips: Examples) -> Tensor:
         content, poses = self._content_and_poses(clips)
         latents = torch.cat([self.kept_content.of(content), self.kept_motion.of(poses.flatten(1))], dim=1)  # m channels
-        frames, height, width = self.config.read
+        frames, height, width = self.config.view_extents
         b, _, *extents = clips.read.shape
         coarse = (extents[0] // frames, extents[1] // height, extents[2] // width)
         return latents.unflatten(0, (b, *coarse)).movedim(-1, 1)
@@ -207,7 +209,7 @@ class ContentMotion(TrainedCodec):
         m, r = tokens.shape[:2]
         x = self.patch_in(tokens.flatten(0, 1))  # m*r n d
         head_dim = self.config.width // self.config.heads
-        x = transformed(x, Size(1, *self.config.read[1:]), self.encoder_position, self.encoder, head_dim)
+        x = transformed(x, Size(1, *self.config.view_extents[1:]), self.encoder_position, self.encoder, head_dim)
         return self.content_out(self.encoder_norm(x).mean(dim=1)).unflatten(0, (m, r)).mean(dim=1)
 
     def draw(self, content: Tensor, poses: Tensor) -> Tensor:
@@ -215,7 +217,8 @@ class ContentMotion(TrainedCodec):
         m, f = poses.shape[:2]
         with torch.autocast(poses.device.type, enabled=False):  # a place in bfloat16 would tremble
             poses = poses.flatten(0, 1).float()  # m*f POSE
-            into = rotations(poses[:, ANGLE]) * (UNIT * (-poses[:, SIZE, None, None]).exp())  # m*f 2 2
+            size = poses[:, SIZE, None, None].clamp(*SIZES)  # m*f 1 1
+            into = rotations(poses[:, ANGLE]) * (UNIT * (-size).exp())  # m*f 2 2
             seen = (self.places - poses[:, None, PLACE]) @ into  # m*f n 2: the patches' places, as seen from the thing
         shown = self.content_in(content).repeat_interleave(f, dim=0) + self.pose_in(into.flatten(1))  # m*f d
         position = self.decoder_position(coordinate_features((1, *self.config.grid), OCTAVES, poses.device))  # n d
@@ -230,7 +233,7 @@ class ContentMotion(TrainedCodec):
         return bool(self.trained_in_bf16)
 
     def attempt(self, clips: Examples, generator: torch.Generator) -> Attempt:
-        read, wanted, poses = self._some(clips, generator)
+        read, wanted, poses = self._drawn_frames(clips, generator)
         noisy = noised(normalised(self.look(read).float())[0], self.config.latent_noise, generator)
         noise = torch.randn(poses.shape, generator=generator).to(poses.device)
         poses = poses + POSE_NOISE * poses.std(dim=(0, 1), correction=0) * noise
@@ -238,7 +241,7 @@ class ContentMotion(TrainedCodec):
 
     def settle(self, trained: Iterable[Examples], plain: Iterable[Examples]) -> None:
         generator = keyed_generator("frames of the statistics")
-        chosen = (self._some(clips, generator)[0] for clips in trained)
+        chosen = (self._drawn_frames(clips, generator)[0] for clips in trained)
         fold_normalisation(self.content_out, (self.look(read).float() for read in chosen))
         both = [self._content_and_poses(clips) for clips in plain]
         contents, poses = torch.cat([content for content, _ in both]), torch.cat([poses for _, poses in both])
@@ -251,26 +254,26 @@ class ContentMotion(TrainedCodec):
     def _content_and_poses(self, clips: Examples) -> tuple[Tensor, Tensor]:
         """Of clips as they are: `m content` and `m f POSE`."""
         assert clips.poses is not None, "examples of this codec have poses"
-        looks = [self.look(some) for some in self._some_blocks(self._blocks(clips.read, self.config.read))]
-        return torch.cat(looks), self._blocks(clips.poses, (self.config.block[0], 1, 1))[:, :, 0]
+        looks = [self.look(some) for some in self._some_blocks(self._blocks(clips.read, self.config.view_extents))]
+        return torch.cat(looks).float(), self._blocks(clips.poses, (self.config.block[0], 1, 1))[:, :, 0]
 
-    def _some(self, clips: Examples, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _drawn_frames(self, clips: Examples, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Of one block of each clip some views `b f' n k`, and other frames that are wanted `b f' n k` in their poses.
 
         The poses are `b f' POSE`.
         """
         assert clips.wanted is not None and clips.poses is not None, "these are examples for training"
         b, frames = len(clips.read), self.config.block[0]
-        read = self._blocks(clips.read, self.config.read)  # m r n k
+        read = self._blocks(clips.read, self.config.view_extents)  # m r n k
         wanted = self._blocks(clips.wanted, (frames, *self.config.grid))  # m f n k
         poses = self._blocks(clips.poses, (frames, 1, 1))[:, :, 0]  # m f POSE
         count = len(read) // b
         rows = torch.arange(b)[:, None] * count + torch.randint(count, (b, 1), generator=generator)
-        views, chosen = (
+        looked_at, chosen = (
             torch.rand((b, x.shape[1]), generator=generator).argsort(dim=1)[:, : self.config.frames_per_step]
             for x in (read, wanted)
         )
-        return read[rows, views], wanted[rows, chosen], poses[rows, chosen]
+        return read[rows, looked_at], wanted[rows, chosen], poses[rows, chosen]
 
     @staticmethod
     def _blocks(x: Tensor, extents: tuple[int, int, int]) -> Tensor:
@@ -298,8 +301,9 @@ class Components(nn.Module):
 
     def fit(self, x: Tensor, unit: Tensor) -> None:
         """x `n numbers`; `unit` of each number, in which deviations count."""
+        x = x.double()
         mean = x.mean(dim=0)
-        centred = ((x - mean) / unit).double()
+        centred = (x - mean) / unit
         basis, variance = principal_components(centred.T @ centred / len(x), self.into.shape[1])
         deviation = variance.clamp_min(SMALLEST_VARIANCE).sqrt()  # kept
         gain = deviation**-WHITEN

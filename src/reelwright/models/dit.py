@@ -86,6 +86,8 @@ class DiTConfig(Config):
                 f"least 6 (RoPE turns pairs on three axes); use for example width = "
                 f"{max(6, 2 * round(head_dim / 2)) * self.heads}"
             )
+        if self.parts is not None and len(self.parts) < 2:
+            raise ValueError(f"parts = {list(self.parts)}: two or more; null for one network of all channels")
         if self.text_tokens == "joint" and self.layout != "full":
             raise ValueError(
                 f"text_tokens = joint needs layout = full, got layout = {self.layout}: text tokens belong to no frame; "
@@ -238,10 +240,13 @@ class PartedDiT(nn.Module):
         super().__init__()
         counts = config.parts or (channels,)
         if sum(counts) != channels:
-            raise ValueError(f"parts = {list(counts)}: {sum(counts)} channels in all, but latents have {channels}")
+            raise ValueError(
+                f"parts = {list(counts)}: {sum(counts)} channels in all, but the codec's latents have {channels}; give "
+                f"parts that make {channels}, or null for one network of all"
+            )
         one = config.model_copy(update={"parts": None})
         self.config, self.channels, self.text_width, self.counts = config, channels, text_width, counts
-        self.parts = nn.ModuleList(DiT(one, count, text_width) for count in counts)
+        self.parts = nn.ModuleDict({str(i): DiT(one, count, text_width) for i, count in enumerate(counts)})
         self.lora_targets = self._networks[0].lora_targets
 
     @property
@@ -264,7 +269,7 @@ class PartedDiT(nn.Module):
 
     @property
     def _networks(self) -> list[DiT]:
-        return cast(list[DiT], list(self.parts))
+        return cast(list[DiT], list(self.parts.values()))
 
 
 def sinusoids(grid: tuple[int, int, int], width: int, device: torch.device) -> Tensor:

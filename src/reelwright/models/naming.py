@@ -8,6 +8,9 @@ needed here only to train), which makes that part larger.
 That words can be read off the latents does not say where the latents of words lie that were never together. With
 `additive` the latents have to be near a sum of one vector a word, as far as the words say what they are: "orange" is
 then the same step from every shape, and a denoiser that learns it of some finds it of all.
+
+The words of a clip are taken as they are also where `augment` exchanged its colours: a word of colour is then one of
+several colours, and names and sums say less of colours than of shapes.
 """
 
 from __future__ import annotations
@@ -41,9 +44,10 @@ class Naming(nn.Module):
         self.usual: Tensor  # words
 
     def forward(self, latents: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        """Of `b channels ...` of unit variance and `b words`: two errors, as shares of what knowing nothing would have.
+        """Of `b channels ...` of about unit variance and `b words`: two errors.
 
-        The cross-entropy of all words, and the squared error of the latents as a sum over words.
+        The cross-entropy of all words, as a share of what their frequencies alone would have, and the squared error of
+        the latents' mean over positions as a sum over words.
         """
         latents = latents.flatten(2).mean(2)  # b channels
         told = self.name(latents).float()  # b words

@@ -21,7 +21,7 @@ SIZE = 2  # the logarithm of the RMS distance from the middle of what stands out
 ANGLE = 3  # radians clockwise as seen, against the first frame
 
 STANDS_OUT = 0.25  # of the largest difference from the border's colour: what differs less is background
-FAINTEST = 0.2  # of differences summed over channels from -1 to 1: where all differ less there is nothing
+FAINTEST = 0.2  # of differences summed over channels from -1 to 1: a frame where all differ less shows nothing
 ANGLES, RADII = 64, 8  # polar samples of a picture
 WIDEST = 2.0  # of the radii, in RMS distances
 HARMONICS = 12  # Fourier coefficients along the angle
@@ -33,10 +33,15 @@ LEAST_TURN = math.radians(3)  # of a whole clip, at its farthest: what turns les
 LEAST_AGREEMENT = 0.7  # correlation of two frames, the one turned: below it they show different things
 
 
-def measured_poses(video: Tensor) -> Tensor:
-    """Of clips of one thing each, `m 3 f h w` in float32: `m f POSE`. Angles are 0 where no turn can be told."""
+def measured_poses(video: Tensor) -> tuple[Tensor, Tensor]:
+    """Of clips of one thing each, `m 3 f h w` in float32: poses `m f POSE`, and of which frame each is, `m f`.
+
+    That is the frame itself, or the nearest that shows something. Angles are 0 where no turn can be told.
+    """
     m, _, f, height, width = video.shape
-    seen = _standing_out(video).flatten(0, 1)  # m*f h w
+    seen = _standing_out(video)  # m f h w
+    nearest = _nearest(seen.flatten(2).any(dim=2))  # m f
+    seen = seen[torch.arange(m, device=video.device)[:, None], nearest].flatten(0, 1)  # m*f h w
     middle, radius = _middle_and_radius(seen)  # n 2, n
     around = torch.arange(ANGLES, device=video.device) / ANGLES * 2 * math.pi
     radii = torch.arange(1, RADII + 1, device=video.device) / RADII * WIDEST
@@ -47,7 +52,7 @@ def measured_poses(video: Tensor) -> Tensor:
     angles = F.pad(_steps(spectrum, radii).cumsum(-1), (1, 0))  # m f
     angles = torch.where(angles.abs().amax(dim=1, keepdim=True) > LEAST_TURN, angles, 0)
     rest = torch.cat([middle, radius.log()[:, None]], dim=1).unflatten(0, (m, f))
-    return torch.cat([rest, angles[..., None]], dim=-1)
+    return torch.cat([rest, angles[..., None]], dim=-1), nearest
 
 
 def rotations(angles: Tensor) -> Tensor:
@@ -101,15 +106,26 @@ def _grid(sampled: Tensor, height: int, width: int) -> Tensor:
     return torch.stack([sampled[..., 1] * (height / width), sampled[..., 0]], dim=-1)
 
 
+def _nearest(shown: Tensor) -> Tensor:
+    """Of each frame, which of those that are `shown` `m f` is nearest; itself where none is. The earlier of two."""
+    frames = torch.arange(shown.shape[1], device=shown.device)
+    apart = (frames[:, None] - frames).abs() + len(frames) * ~shown[:, None]  # m f f
+    return torch.where(shown.any(dim=1, keepdim=True), apart.argmin(dim=2), frames)
+
+
 def _standing_out(video: Tensor) -> Tensor:
-    """How far each pixel is from the colour of its frame's border, of the most in that frame: `m f h w` in [0, 1]."""
+    """How far each pixel is from the colour of its frame's border, of the most in that frame: `m f h w` in [0, 1].
+
+    Zero in frames that show nothing.
+    """
     sides = [video[..., 0, :], video[..., -1, :], video[..., 0], video[..., -1]]  # m 3 f h or w
     background = torch.cat(sides, dim=-1).median(dim=-1).values  # m 3 f
     seen = torch.zeros_like(video[:, 0])  # m f h w
     for channel, own in zip(video.unbind(1), background.unbind(1), strict=True):
         seen += (channel - own[..., None, None]).abs_()
-    most = seen.amax((2, 3), keepdim=True).clamp_min(FAINTEST)
-    return seen.div_(most * (1 - STANDS_OUT)).sub_(STANDS_OUT / (1 - STANDS_OUT)).clamp_(min=0)
+    most = seen.amax((2, 3), keepdim=True)
+    seen.div_(most.clamp_min(FAINTEST) * (1 - STANDS_OUT)).sub_(STANDS_OUT / (1 - STANDS_OUT)).clamp_(min=0)
+    return seen.mul_(most >= FAINTEST)
 
 
 def _middle_and_radius(seen: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,13 +33,13 @@ class TrainedCodecConfig(Config):
 
     whiten: float = Field(default=0.5, ge=0, le=1)  # 0: errors count as in pixels; 1: in every component alike
     align: float = Field(default=0.0, ge=0)  # weight of naming the captions' words by the noisy latents
-    additive: float = Field(default=0.0, ge=0)  # weight of the noisy latents' being a sum over those words
+    additive: float = Field(default=0.0, ge=0)  # weight of the noisy latents' mean being a sum over those words
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: half the steps for the same error
     steps: PositiveInt = 2000
     batch_size: PositiveInt = 16
     learning_rate: float = Field(default=3e-3, gt=0)
     latent_noise: float = Field(default=0.3, ge=0, le=1)  # the largest share of noise mixed into a training latent
-    augment: Augment = "colours"  # exchange red, green, blue; also mirror, turn, reverse
+    augment: Augment = "colours"  # exchange red, green, blue; also mirror, transpose, reverse
     fit_clips: PositiveInt = 4096  # at most so many clips are trained on
 
 
@@ -117,8 +117,9 @@ class TrainedCodec(nn.Module, ABC):
     ) -> None:
         """Train on videos `b 3 f h w` in [-1, 1], read once and in order, where the module is; products in `dtype`.
 
-        `captions` of each video, where `align` wants them; the list may be filled while the videos are read. The result
-        depends on these and the settings alone. UserError for too few patches or videos without variation.
+        `captions` of each video, where `align` or `additive` wants them; the list may be filled while the videos are
+        read. The result depends on these and the settings alone. UserError for too few patches or videos without
+        variation.
         """
         from reelwright.models.codec_fit import train_codec
 

@@ -61,6 +61,11 @@ class TrainConfig(Config):
             )
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
             raise ValueError(f"micro_batch = {self.micro_batch}: must be 'auto' or at least 1")
+        if self.mixup and (self.batch_size % 2 or self.micro_batch == 1):
+            raise ValueError(
+                f"mixup = {self.mixup:g}: samples are mixed two by two, so batch_size = {self.batch_size} must be even "
+                f"and micro_batch = {self.micro_batch} at least 2"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {self.betas}: both must be in [0, 1)")
         if self.sample_prompts == () or (isinstance(self.sample_prompts, int) and self.sample_prompts < 1):
