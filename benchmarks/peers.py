@@ -26,6 +26,7 @@ import torch
 from reelwright.benchmark import tabulate
 from reelwright.benchmark.rows import Row
 from reelwright.console import Progress, print_table
+from reelwright.diffusion.guidance import join_texts
 from reelwright.generate import Compute, decode_latents
 from reelwright.loading import LoadedModel, load_model
 from reelwright.prepare import open_prepared
@@ -34,6 +35,7 @@ from reelwright.shapes.scores import score
 from reelwright.shapes.splits import prompts as draw_prompts
 from reelwright.shapes.tracks import reader_of
 from reelwright.shapes.world import Prompt
+from reelwright.types import Text
 
 SPLITS = ("in_distribution", "held_out_pairs")
 GUIDANCES = (1.0, 1.5, 3.0)
@@ -41,15 +43,11 @@ AT_ONCE = 512
 
 
 @torch.no_grad()
-def embedded(model: LoadedModel, captions: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the run's encoder makes of captions, float16 `n l d` padded to one length, and the mask `n l`."""
-    values, masks = [], []
-    for start in range(0, len(captions), AT_ONCE):
-        text = model.bundle.text(model.bundle.text.tokenize(captions[start : start + AT_ONCE]))
-        missing = length - text.values.shape[1]
-        values.append(torch.nn.functional.pad(text.values.half(), (0, 0, 0, missing)))
-        masks.append(torch.nn.functional.pad(text.mask, (0, missing)))
-    return torch.cat(values), torch.cat(masks)
+def embedded(model: LoadedModel, captions: list[str]) -> Text:
+    """What the run's encoder makes of captions."""
+    encoder = model.bundle.text
+    parts = [captions[start : start + AT_ONCE] for start in range(0, len(captions), AT_ONCE)]
+    return join_texts([encoder(encoder.tokenize(part)) for part in parts])
 
 
 def tensors(model: LoadedModel, asked: dict[str, list[Prompt]]) -> dict[str, Any]:
@@ -62,14 +60,16 @@ def tensors(model: LoadedModel, asked: dict[str, list[Prompt]]) -> dict[str, Any
     ]
     captions = [caption for sample in samples for caption in sample.captions]
     first = torch.tensor([0, *(len(sample.captions) for sample in samples)]).cumsum(0)
-    length = model.bundle.text.length
-    tokens, mask = embedded(model, [*captions, ""], length)
-    told = {}
-    for split, prompts in asked.items():
-        values, real = embedded(model, [prompt.caption for prompt in prompts], length)
-        told[split] = {"tokens": values.float(), "mask": real}
-    return {"latents": torch.cat(latents), "tokens": tokens, "mask": mask, "first_caption": first, "prompts": told,
-            "guidances": list(GUIDANCES)}  # fmt: skip
+    texts = embedded(model, [*captions, ""])
+    told = {split: embedded(model, [prompt.caption for prompt in prompts]) for split, prompts in asked.items()}
+    return {
+        "latents": torch.cat(latents),
+        "tokens": texts.values.half(),
+        "mask": texts.mask,
+        "first_caption": first,
+        "prompts": {split: {"tokens": text.values, "mask": text.mask} for split, text in told.items()},
+        "guidances": list(GUIDANCES),
+    }
 
 
 def read(model: LoadedModel, prompts: list[Prompt], latents: torch.Tensor, name: str, split: str) -> Row:

@@ -238,7 +238,8 @@ class PartedDiT(nn.Module):
 
     def __init__(self, config: DiTConfig, channels: int, text_width: int) -> None:
         super().__init__()
-        counts = config.parts or (channels,)
+        counts = config.parts
+        assert counts is not None, "one network of all channels is a DiT"
         if sum(counts) != channels:
             raise ValueError(
                 f"parts = {list(counts)}: {sum(counts)} channels in all, but the codec's latents have {channels}; give "

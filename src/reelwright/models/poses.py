@@ -63,7 +63,7 @@ def rotations(angles: Tensor) -> Tensor:
 
 def places(height: int, width: int, device: torch.device | None = None) -> Tensor:
     """Centres of the pixels, or patches, of a picture cut into so many square ones: `h w 2`, in half heights."""
-    axes = [(torch.arange(count, device=device) + 0.5 - count / 2) / (height / 2) for count in (height, width)]
+    axes = [_centres(count, height, device) for count in (height, width)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
@@ -101,6 +101,11 @@ def turned(video: Tensor, angles: Tensor, poses: Tensor) -> Tensor:
     return frames.unflatten(0, (m, f)).transpose(1, 2)
 
 
+def _centres(count: int, height: int, device: torch.device | None) -> Tensor:
+    """Of so many pixels side by side, in half heights of a picture `height` pixels high, from its middle."""
+    return (torch.arange(count, device=device) + 0.5 - count / 2) / (height / 2)
+
+
 def _grid(sampled: Tensor, height: int, width: int) -> Tensor:
     """Places `... 2` (down, right) in half heights -> as grid_sample has them: (right, down) from -1 to 1."""
     return torch.stack([sampled[..., 1] * (height / width), sampled[..., 0]], dim=-1)
@@ -134,7 +139,7 @@ def _middle_and_radius(seen: Tensor) -> tuple[Tensor, Tensor]:
     mass = seen.sum((1, 2)).clamp_min(torch.finfo(seen.dtype).tiny)  # n
     middles, variance = [], torch.zeros_like(mass)
     for along, extent in ((seen.sum(2), height), (seen.sum(1), width)):
-        place = (torch.arange(extent, device=seen.device) + 0.5 - extent / 2) / (height / 2)
+        place = _centres(extent, height, seen.device)
         middle = (along @ place) / mass
         middles.append(middle)
         variance += (along * (place - middle[:, None]).square()).sum(1) / mass
