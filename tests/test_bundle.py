@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reelwright.bundle import (
+    LEAST_OWN,
     DenoisingLoss,
     build_bundle,
     draw,
@@ -53,12 +54,12 @@ def test_samples_are_mixed_with_their_neighbours_latents_and_captions_alike(tmp_
     bundle = tiny_bundle(tiny_recipe(tmp_path, "model.text_tokens=pooled"))
     batch = tiny_batch(bundle, (3, 1, 2, 5))
     assert draw(batch, bundle.objective, 0).own is None
-    own = draw(batch, bundle.objective, 0, mixup=1.0).own
-    assert own is not None and own.shape == (4,) and len(own.unique()) == 4
-    assert own.min() >= -0.5 and own.max() <= 1.5
-    again = draw(tiny_batch(bundle, (1, 3)), bundle.objective, 0, mixup=1.0).own
+    own = draw(batch, bundle.objective, 0, mixup=(1.0,)).own
+    assert own is not None and own.shape == (4, 1) and len(own.unique()) == 4
+    assert own.min() >= LEAST_OWN and own.max() <= 1 - LEAST_OWN
+    again = draw(tiny_batch(bundle, (1, 3)), bundle.objective, 0, mixup=(1.0,)).own
     assert again is not None and torch.equal(again, own[[1, 0]]), "shares depend on the sample alone"
-    many = draw(tiny_batch(bundle, tuple(range(64))), bundle.objective, 0, mixup=0.5).own
+    many = draw(tiny_batch(bundle, tuple(range(64))), bundle.objective, 0, mixup=(0.5,)).own
     assert many is not None and 16 < int((many == 1).sum()) < 48
 
     cond, x = bundle.text(batch.text), batch.latents.mean
@@ -75,6 +76,32 @@ def test_samples_are_mixed_with_their_neighbours_latents_and_captions_alike(tmp_
         mixed(x[:3], bundle.text(tiny_batch(bundle, (3, 1, 2)).text), own[:3])
 
 
+def test_parts_are_mixed_with_the_shares_of_each(tmp_path: Path) -> None:
+    """A part that is not mixed is trained as if nothing were, and the other as if all were."""
+    bundle = tiny_bundle(tiny_recipe(tmp_path, "model.text_tokens=pooled", "model.parts=[1,5]"))
+    module = DenoisingLoss(bundle)
+    shake(bundle.denoiser)
+    batch = tiny_batch(bundle, (3, 1))
+    drawn, whole = (draw(batch, bundle.objective, 0, mixup=shares) for shares in ((1.0, 0.0), (1.0,)))
+    assert drawn.own is not None and whole.own is not None
+    assert torch.equal(drawn.own, torch.cat([whole.own, torch.ones(2, 1)], 1))
+
+    seen: list[tuple[Tensor, Text]] = []
+
+    def predict(own: Tensor | None) -> tuple[Tensor, Tensor]:
+        seen.clear()
+        hook = bundle.denoiser.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+        module(drawn.latents, drawn.noise, drawn.t, batch.text, own)
+        hook.remove()
+        return seen[0]
+
+    (x, made), (mixed_x, of_mixed), (plain_x, of_plain) = (predict(own) for own in (drawn.own, whole.own, None))
+    for one, all_mixed, unmixed in ((x, mixed_x, plain_x), (made, of_mixed, of_plain)):
+        torch.testing.assert_close(one[:, :1], all_mixed[:, :1])
+        torch.testing.assert_close(one[:, 1:], unmixed[:, 1:])
+        assert not torch.allclose(all_mixed, unmixed, atol=1e-3)
+
+
 def test_parts_that_do_not_fit_the_codec_are_told_of(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"model\.parts = \[2, 3\]: 5 channels in all, but the codec's latents have"):
         tiny_bundle(tiny_recipe(tmp_path, "model.parts=[2,3]"))
@@ -85,9 +112,9 @@ def test_a_mixed_loss_is_that_of_the_mix(tmp_path: Path) -> None:
     module = DenoisingLoss(bundle)
     shake(bundle.denoiser)
     batch = tiny_batch(bundle, (3, 1))
-    drawn = draw(batch, bundle.objective, 0, mixup=1.0)
+    drawn = draw(batch, bundle.objective, 0, mixup=(1.0,))
     plain = module(drawn.latents, drawn.noise, drawn.t, batch.text)
-    alone = module(drawn.latents, drawn.noise, drawn.t, batch.text, torch.ones(2))
+    alone = module(drawn.latents, drawn.noise, drawn.t, batch.text, torch.ones(2, 1))
     torch.testing.assert_close(alone, plain)
     assert drawn.own is not None
     latents, cond = mixed(drawn.latents, module.condition(batch.text), drawn.own)

@@ -21,7 +21,7 @@ from reelwright.recipe import Recipe
 from reelwright.training.lora import add_lora, quantize
 from reelwright.types import Batch, Bundle, Size, Text, UsageError, UserError
 
-LEAST_OWN = -0.5  # share that a sample has at least where it is mixed; at most as much beyond 1
+LEAST_OWN = -0.2  # share that a sample has at least where it is mixed; at most as much beyond 1
 
 
 class DenoisingLoss(nn.Module):
@@ -58,7 +58,7 @@ class DenoisingLoss(nn.Module):
         """One loss a sample, `b`; `own` as of `Draws`."""
         cond = self.condition(text)
         if own is not None:
-            latents, cond = mixed(latents, cond, own)
+            latents, cond = mixed(latents, cond, own, getattr(self.denoiser, "counts", ()))
         x_t = self.objective.corrupt(latents, noise, t)  # b c f h w
         prediction = self.denoiser(x_t, t.to(x_t), cond)  # b c f h w
         return self.objective.loss(prediction.float(), self.objective.target(latents, noise, t), t)  # b
@@ -71,14 +71,14 @@ class Draws:
     latents: Tensor  # b c f h w, one draw of the posterior
     noise: Tensor  # b c f h w
     t: Tensor  # b
-    own: Tensor | None = None  # b: each sample's share where it is mixed with its neighbour, 1 where it is not
+    own: Tensor | None = None  # b p: each sample's share, 1 where it is not mixed, in all channels or part by part
 
 
-def draw(batch: Batch, objective: Objective, seed: int, mixup: float = 0.0) -> Draws:
+def draw(batch: Batch, objective: Objective, seed: int, mixup: tuple[float, ...] = ()) -> Draws:
     """Posterior sample, noise and time of each sample, whatever rank, worker or micro-batch it is in.
 
     About a share `mixup` of the samples is to be mixed with another: the first with the second, the third with the
-    fourth and so on, so that these must be in one batch.
+    fourth and so on, so that these must be in one batch. Of several shares each is that of a part of the latents.
     """
     shape = tuple(batch.latents.mean.shape[1:])
     keys = list(zip(batch.epochs, batch.indices, strict=True))
@@ -90,13 +90,15 @@ def draw(batch: Batch, objective: Objective, seed: int, mixup: float = 0.0) -> D
     own = None
     if mixup:
         drawn = [torch.rand(2, generator=keyed_generator(seed, epoch, index, "mixup")) for epoch, index in keys]
-        own = torch.stack([LEAST_OWN + (1 - 2 * LEAST_OWN) * share if chance < mixup else share.new_ones(())
-                           for chance, share in drawn])  # fmt: skip
+        chance, share = torch.stack(drawn).split(1, dim=1)  # b 1 each
+        own = torch.where(chance < torch.tensor(mixup), LEAST_OWN + (1 - 2 * LEAST_OWN) * share, 1.0)  # b p
     return Draws(batch.latents.sample(posterior_noise), noise, objective.sample_time(uniform), own)
 
 
-def mixed(latents: Tensor, cond: Text, own: Tensor) -> tuple[Tensor, Text]:
-    """Latents `b ...` and captions mixed two by two, each keeping its share `own` `b`. ValueError for an odd number.
+def mixed(latents: Tensor, cond: Text, own: Tensor, counts: Sequence[int] = ()) -> tuple[Tensor, Text]:
+    """Latents `b c ...` and captions mixed two by two, each keeping its share. ValueError for an odd number.
+
+    The shares `own` are `b 1`, of all channels, or `b p`, of the parts of the latents of so many channels each.
 
     Mixup (Zhang et al. 2018, arXiv 1710.09412) of what a model makes of captions, the mean over their tokens (as
     Verma et al. 2019, "Manifold Mixup", arXiv 1806.05236), with shares below 0 and above 1 too: whatever lies on the
@@ -106,10 +108,12 @@ def mixed(latents: Tensor, cond: Text, own: Tensor) -> tuple[Tensor, Text]:
     if len(own) % 2:
         raise ValueError(f"{len(own)} samples cannot be mixed two by two")
     partner = torch.arange(len(own), device=own.device) ^ 1
-    share = own.to(latents.device).view(-1, *[1] * (latents.ndim - 1))
-    weights = cond.mask / cond.mask.sum(dim=1, keepdim=True)  # b l
-    of_own = own.to(weights.device)[:, None]
-    both = torch.cat([weights * of_own, weights[partner] * (1 - of_own)], dim=1)  # b 2*l
+    channels = own if own.shape[1] == 1 else own.repeat_interleave(torch.tensor(counts, device=own.device), dim=1)
+    share = channels.to(latents.device)[(...,) + (None,) * (latents.ndim - 2)]  # b c 1 1 1
+    weights = (cond.mask / cond.mask.sum(dim=1, keepdim=True))[:, None]  # b 1 l
+    of_own = own.to(weights.device)[:, :, None]  # b p 1
+    both = torch.cat([weights * of_own, weights[partner] * (1 - of_own)], dim=2)  # b p 2*l
+    both = both[:, 0] if own.shape[1] == 1 else both
     values = torch.cat([cond.values, cond.values[partner]], dim=1)  # b 2*l d
     mask = torch.cat([cond.mask, cond.mask[partner]], dim=1)
     return latents * share + latents[partner] * (1 - share), Text(values, mask, cond.image, both)

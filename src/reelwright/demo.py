@@ -37,7 +37,7 @@ train:
   learning_rate: 2.0e-3
   warmup_steps: 100
   ema: 0.998
-  mixup: 0.9
+  mixup: [0.9, 0]
   save_every: 1000
   evaluate_every: 1000
   sample_every: 1000

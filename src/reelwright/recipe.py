@@ -157,11 +157,7 @@ class Recipe(Config):
                 "train.lora: needs a trained model to adapt, and this recipe makes one from scratch; name it in "
                 "model.model or train.start_from, or leave train.lora out"
             )
-        if self.train.mixup and getattr(self.model, "text_tokens", None) != "pooled":
-            raise ValueError(
-                f"train.mixup = {self.train.mixup:g}: captions are mixed in the mean over their tokens, so only for a "
-                "model that sees no more of them: model.type = dit with model.text_tokens = pooled; or train.mixup = 0"
-            )
+        self._check_mixup()
         if getattr(self.model, "quantize", None) is not None and self.train.lora is None:
             raise ValueError(
                 "model.quantize: 8-bit weights cannot be trained, only adapters beside them: set train.lora"
@@ -180,6 +176,21 @@ class Recipe(Config):
                 "(objective.schedule_steps); use at most that"
             )
         return self
+
+    def _check_mixup(self) -> None:
+        """ValueError where the model does not see captions, or has not the parts, that `train.mixup` mixes."""
+        told, shares = f"train.mixup = {self.train.plain()['mixup']}", self.train.mixes
+        if shares and getattr(self.model, "text_tokens", None) != "pooled":
+            raise ValueError(
+                f"{told}: captions are mixed in the mean over their tokens, so only for a model that sees no more of "
+                "them: model.type = dit with model.text_tokens = pooled; or train.mixup = 0"
+            )
+        parts = getattr(self.model, "parts", None)
+        if len(shares) > 1 and len(shares) != len(parts or ()):
+            raise ValueError(
+                f"{told}: a list has a share for each of model.parts, which is {list(parts) if parts else 'null'}; "
+                "give as many, or one number for all channels"
+            )
 
     @property
     def warnings(self) -> tuple[str, ...]:

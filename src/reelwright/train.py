@@ -83,7 +83,7 @@ def train(
     accelerator = make_accelerator(device, config.precision, getattr(recipe.model, "in_turns", False))
     device = accelerator.device
     main = accelerator.is_main_process
-    together = 2 if config.mixup else 1  # samples that are mixed
+    together = 2 if config.mixes else 1  # samples that are mixed
     share = _share(config.batch_size, accelerator.num_processes, together)
     run = RunDirectory.create(recipe.run_dir)
     with run.lock() if main else nullcontext(), stop_signals() as stop, ExitStack() as leaving:
@@ -156,7 +156,7 @@ def train(
                     batch = reader.load(mine[start : start + at_once], recipe.seed, config.caption_dropout)
                     last = start + at_once >= len(mine)
                     bad = reader.found_bad() if last else []
-                    yield MicroBatch(items, batch.text, draw(batch, objective, recipe.seed, config.mixup), last, bad)
+                    yield MicroBatch(items, batch.text, draw(batch, objective, recipe.seed, config.mixes), last, bad)
 
         ahead = leaving.enter_context(Ahead(micro_batches_from(state.step)))
 

@@ -194,12 +194,13 @@ class Text:
     values: Tensor
     mask: Tensor  # `b l` bool: True where the token is real, False where it pads
     image: Tensor | None = None  # `b c f h w`: latents of the picture a video starts from, for models that take one
-    weights: Tensor | None = None  # `b l`, of sum 1: of the tokens in a mean over them; None: all real ones alike
+    # of the tokens in a mean over them, of sum 1: `b l`, or `b p l`, each part of the latents its own; None: all alike
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.values.shape[:2] != self.mask.shape:
             raise ValueError(f"text {tuple(self.values.shape)} and its mask {tuple(self.mask.shape)} differ")
-        if self.weights is not None and self.weights.shape != self.mask.shape:
+        if self.weights is not None and (self.weights.shape[0], self.weights.shape[-1]) != self.mask.shape:
             raise ValueError(f"text's weights {tuple(self.weights.shape)} and its mask {tuple(self.mask.shape)} differ")
 
     def to(self, *args: Any, **kwargs: Any) -> Text:
@@ -208,6 +209,12 @@ class Text:
         image = None if self.image is None else self.image.to(*args, **kwargs)
         weights = None if self.weights is None else self.weights.to(values.device)
         return Text(values, self.mask.to(values.device), image, weights)
+
+    def of_part(self, part: int) -> Text:
+        """As the network of a part of the latents sees it."""
+        if self.weights is None or self.weights.ndim == 2:
+            return self
+        return replace(self, weights=self.weights[:, part])
 
     def __len__(self) -> int:
         return self.values.shape[0]

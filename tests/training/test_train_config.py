@@ -25,6 +25,8 @@ from reelwright.types import UsageError
         ({"ema": 1.0}, r"ema = 1\.0: "),
         ({"caption_dropout": 1}, "caption_dropout = 1: "),
         ({"mixup": 0.5, "batch_size": 5}, "batch_size = 5 must be even"),
+        ({"mixup": [0.5, 0], "batch_size": 5}, r"mixup = \[0\.5, 0\.0\]: samples are mixed two by two"),
+        ({"mixup": [2, 0]}, "input should be less than or equal to 1"),
         ({"mixup": 0.5, "batch_size": 4, "micro_batch": 1}, "micro_batch = 1 at least 2"),
         ({"keep_checkpoints": 0}, "keep_checkpoints = 0: "),
         ({"clip_norm": 0}, "clip_norm = 0: "),

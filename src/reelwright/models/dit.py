@@ -265,8 +265,8 @@ class PartedDiT(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Text) -> Tensor:
         check_inputs(x_t, t, cond, self.channels, self.text_width)
-        of_parts = zip(self._networks, x_t.split(self.counts, dim=1), strict=True)
-        return torch.cat([network(part, t, cond) for network, part in of_parts], dim=1)
+        of_parts = enumerate(zip(self._networks, x_t.split(self.counts, dim=1), strict=True))
+        return torch.cat([network(x, t, cond.of_part(part)) for part, (network, x) in of_parts], dim=1)
 
     @property
     def _networks(self) -> list[DiT]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from reelwright.config import Config
 from reelwright.training.lora import LoraConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrainConfig(Config):
@@ -34,7 +35,8 @@ class TrainConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     ema: float | None = Field(default=0.999, ge=0, lt=1)  # decay of the weights' moving average; null: none is kept
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # what classifier-free guidance needs
-    mixup: float = Field(default=0.0, ge=0, le=1)  # share of the samples mixed with another, latents and captions alike
+    mixup: Share | tuple[Share, ...] = 0.0  # of the samples mixed with another, latents and captions alike: one share
+    # for all channels, or one for each of model.parts
     save_every: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)  # newest valid ones kept, beside the best
     evaluate_every: int = Field(default=500, ge=0)  # held-out loss; 0: never
@@ -61,10 +63,10 @@ class TrainConfig(Config):
             )
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
             raise ValueError(f"micro_batch = {self.micro_batch}: must be 'auto' or at least 1")
-        if self.mixup and (self.batch_size % 2 or self.micro_batch == 1):
+        if self.mixes and (self.batch_size % 2 or self.micro_batch == 1):
             raise ValueError(
-                f"mixup = {self.mixup:g}: samples are mixed two by two, so batch_size = {self.batch_size} must be even "
-                f"and micro_batch = {self.micro_batch} at least 2"
+                f"mixup = {self.plain()['mixup']}: samples are mixed two by two, so batch_size = {self.batch_size} "
+                f"must be even and micro_batch = {self.micro_batch} at least 2"
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {self.betas}: both must be in [0, 1)")
@@ -86,6 +88,12 @@ class TrainConfig(Config):
         if self.track_best and not self.evaluate_every:
             raise ValueError("track_best = true has no effect while evaluate_every = 0; set evaluate_every")
         return self
+
+    @property
+    def mixes(self) -> tuple[float, ...]:
+        """`mixup` of all channels, or of each part; () where nothing is mixed."""
+        shares = self.mixup if isinstance(self.mixup, tuple) else (self.mixup,)
+        return shares if any(shares) else ()
 
 
 # What may differ when a run goes on; everything else would make it another run.
