@@ -29,7 +29,8 @@ SPLITS = ("covered", "uncovered")
 def command(*arguments: object) -> None:
     words = [str(argument) for argument in arguments]
     print(f"$ reelwright {shlex.join(words)}", flush=True)
-    subprocess.run([sys.executable, "-m", "reelwright", *words], check=True)
+    if code := subprocess.run([sys.executable, "-m", "reelwright", *words], check=False).returncode:
+        sys.exit(code)  # it has said why
 
 
 def measure(share: float, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -37,16 +38,17 @@ def measure(share: float, arguments: argparse.Namespace) -> dict[str, Any]:
     folder: Path = arguments.out / f"{share:g}"
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / "done.json"
-    settings = [str(arguments.recipe), arguments.clips, arguments.prompts, arguments.seed, *arguments.overrides]
+    recipe = arguments.recipe.read_text(encoding="utf-8")
+    settings = [recipe, arguments.clips, arguments.prompts, arguments.seed, *arguments.overrides]
     if done.is_file() and (kept := json.loads(done.read_text(encoding="utf-8")))["settings"] == settings:
         return kept
     data, run, scores = folder / "shapes", folder / "run", folder / "scores.json"
-    started = time.perf_counter()
+    started, whole = time.perf_counter(), not run.exists()
     seed = ("--seed", arguments.seed)
     command("shapes", data, "--clips", arguments.clips, "--captions", 8, "--coverage", share, *seed)
     where = (f"run_dir={run}", f"cache_dir={folder / 'cache'}", f"data.path={data}", f"seed={arguments.seed}")
     command("train", arguments.recipe, *where, *arguments.overrides)
-    trained = time.perf_counter() - started
+    trained = time.perf_counter() - started if whole else None  # that of a part of it says nothing
     splits = [word for split in SPLITS for word in ("--split", split)]
     command("evaluate", run, "--metrics", "shapes", "--prompts", arguments.prompts, *splits, "--json", scores)
     figures = {"share": share, "settings": settings, "seconds": trained}
@@ -86,7 +88,7 @@ def main() -> None:
     rows = [
         [f"{point['share']:.0%}", *(
             f"{point[split]['value']:.1%} [{point[split]['low']:.1%}, {point[split]['high']:.1%}]" for split in SPLITS
-        ), f"{point['seconds'] / 60:.1f}"]
+        ), f"{point['seconds'] / 60:.1f}" if point["seconds"] else None]
         for point in points
     ]  # fmt: skip
     print_table(["combinations shown", "those drawn right", "others drawn right", "minutes"], rows, "Coverage")

@@ -8,7 +8,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reelwright.bundle import (
-    LEAST_OWN,
     DenoisingLoss,
     build_bundle,
     draw,
@@ -56,7 +55,8 @@ def test_samples_are_mixed_with_their_neighbours_latents_and_captions_alike(tmp_
     assert draw(batch, bundle.objective, 0).own is None
     own = draw(batch, bundle.objective, 0, mixup=(1.0,)).own
     assert own is not None and own.shape == (4, 1) and len(own.unique()) == 4
-    assert own.min() >= LEAST_OWN and own.max() <= 1 - LEAST_OWN
+    all_mixed = draw(tiny_batch(bundle, tuple(range(64))), bundle.objective, 0, mixup=(1.0,)).own
+    assert all_mixed is not None and -0.2 <= all_mixed.min() < 0 and 1 < all_mixed.max() <= 1.2
     again = draw(tiny_batch(bundle, (1, 3)), bundle.objective, 0, mixup=(1.0,)).own
     assert again is not None and torch.equal(again, own[[1, 0]]), "shares depend on the sample alone"
     many = draw(tiny_batch(bundle, tuple(range(64))), bundle.objective, 0, mixup=(0.5,)).own
@@ -86,7 +86,7 @@ def test_parts_are_mixed_with_the_shares_of_each(tmp_path: Path) -> None:
     assert drawn.own is not None and whole.own is not None
     assert torch.equal(drawn.own, torch.cat([whole.own, torch.ones(2, 1)], 1))
 
-    seen: list[tuple[Tensor, Text]] = []
+    seen: list[tuple[Tensor, Tensor]] = []
 
     def predict(own: Tensor | None) -> tuple[Tensor, Tensor]:
         seen.clear()
@@ -100,6 +100,14 @@ def test_parts_are_mixed_with_the_shares_of_each(tmp_path: Path) -> None:
         torch.testing.assert_close(one[:, :1], all_mixed[:, :1])
         torch.testing.assert_close(one[:, 1:], unmixed[:, 1:])
         assert not torch.allclose(all_mixed, unmixed, atol=1e-3)
+
+    own = torch.tensor([[0.3, 0.8], [1.0, -0.1]])
+    cond = module.condition(batch.text)
+    latents, both = mixed(drawn.latents, cond, own, (1, 5))
+    for part, channels in enumerate((slice(0, 1), slice(1, 6))):
+        alone, text = mixed(drawn.latents[:, channels], cond, own[:, part : part + 1])
+        torch.testing.assert_close(latents[:, channels], alone)
+        assert text.weights is not None and torch.equal(both.of_part(part).weights, text.weights)
 
 
 def test_parts_that_do_not_fit_the_codec_are_told_of(tmp_path: Path) -> None:

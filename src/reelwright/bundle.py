@@ -78,7 +78,8 @@ def draw(batch: Batch, objective: Objective, seed: int, mixup: tuple[float, ...]
     """Posterior sample, noise and time of each sample, whatever rank, worker or micro-batch it is in.
 
     About a share `mixup` of the samples is to be mixed with another: the first with the second, the third with the
-    fourth and so on, so that these must be in one batch. Of several shares each is that of a part of the latents.
+    fourth and so on, so that these must be in one batch. Of several shares each is that of a part of the latents; where
+    several parts of a sample are mixed, all of them with the same weights.
     """
     shape = tuple(batch.latents.mean.shape[1:])
     keys = list(zip(batch.epochs, batch.indices, strict=True))
@@ -107,9 +108,10 @@ def mixed(latents: Tensor, cond: Text, own: Tensor, counts: Sequence[int] = ()) 
     """
     if len(own) % 2:
         raise ValueError(f"{len(own)} samples cannot be mixed two by two")
+    assert own.shape[1] in (1, len(counts)), "as many shares as parts"
     partner = torch.arange(len(own), device=own.device) ^ 1
     channels = own if own.shape[1] == 1 else own.repeat_interleave(torch.tensor(counts, device=own.device), dim=1)
-    share = channels.to(latents.device)[(...,) + (None,) * (latents.ndim - 2)]  # b c 1 1 1
+    share = channels.to(latents.device)[(...,) + (None,) * (latents.ndim - 2)]  # b c 1 1 1, or b 1 1 1 1
     weights = (cond.mask / cond.mask.sum(dim=1, keepdim=True))[:, None]  # b 1 l
     of_own = own.to(weights.device)[:, :, None]  # b p 1
     both = torch.cat([weights * of_own, weights[partner] * (1 - of_own)], dim=2)  # b p 2*l

@@ -91,7 +91,7 @@ def _inspect_recipe(recipe: Recipe, decoders: Decoders, seen: Callable[[int, int
         if fits(size)
     }
     most = train.batch_size if train.micro_batch == "auto" else min(train.micro_batch, train.batch_size)
-    return replace(inspection, micro_batches=micro_batches(costs, most, train.batch_size))
+    return replace(inspection, micro_batches=micro_batches(costs, most, train.batch_size, train.together))
 
 
 def token_limit(recipe: Recipe) -> TokenLimit | None:

@@ -179,18 +179,15 @@ class Recipe(Config):
 
     def _check_mixup(self) -> None:
         """ValueError where the model does not see captions, or has not the parts, that `train.mixup` mixes."""
-        told, shares = f"train.mixup = {self.train.plain()['mixup']}", self.train.mixes
-        if shares and getattr(self.model, "text_tokens", None) != "pooled":
+        told, parts = f"train.mixup = {self.train.told_mixup}", getattr(self.model, "parts", None)
+        if self.train.mixes and getattr(self.model, "text_tokens", None) != "pooled":
             raise ValueError(
                 f"{told}: captions are mixed in the mean over their tokens, so only for a model that sees no more of "
                 "them: model.type = dit with model.text_tokens = pooled; or train.mixup = 0"
             )
-        parts = getattr(self.model, "parts", None)
-        if len(shares) > 1 and len(shares) != len(parts or ()):
-            raise ValueError(
-                f"{told}: a list has a share for each of model.parts, which is {list(parts) if parts else 'null'}; "
-                "give as many, or one number for all channels"
-            )
+        if isinstance(self.train.mixup, tuple) and len(self.train.mixup) != len(parts or ()):
+            has = f" = {list(parts)}; give as many" if parts else ", of which there are none; set it"
+            raise ValueError(f"{told}: a list has a share for each of model.parts{has}, or give one for all channels")
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ def train(
     accelerator = make_accelerator(device, config.precision, getattr(recipe.model, "in_turns", False))
     device = accelerator.device
     main = accelerator.is_main_process
-    together = 2 if config.mixes else 1  # samples that are mixed
+    together = config.together
     share = _share(config.batch_size, accelerator.num_processes, together)
     run = RunDirectory.create(recipe.run_dir)
     with run.lock() if main else nullcontext(), stop_signals() as stop, ExitStack() as leaving:

@@ -194,8 +194,7 @@ class Text:
     values: Tensor
     mask: Tensor  # `b l` bool: True where the token is real, False where it pads
     image: Tensor | None = None  # `b c f h w`: latents of the picture a video starts from, for models that take one
-    # of the tokens in a mean over them, of sum 1: `b l`, or `b p l`, each part of the latents its own; None: all alike
-    weights: Tensor | None = None
+    weights: Tensor | None = None  # of tokens in their mean: `b l`, or `b p l` for p parts of the latents; None: alike
 
     def __post_init__(self) -> None:
         if self.values.shape[:2] != self.mask.shape:

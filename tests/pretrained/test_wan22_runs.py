@@ -215,7 +215,7 @@ def test_two_processes_take_the_same_turns(both, base, tmp_path, shapes_clips):
         one, two = tensors_at(alone, step), tensors_at(tmp_path / "run", step)
         # AdamW makes a whole step, 0.02, of a gradient however small, and of its rounding too: few values may take one
         apart = torch.cat([(one[name] - two[name]).abs().flatten() for name in one])
-        assert (apart > 1e-3).float().mean() <= 0.01, step
+        assert (apart > 1e-3).float().mean() <= 0.01 and apart.max() <= 2 * 0.02 * step, step
 
 
 # -- the commands

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,6 @@ from reelwright.config import Config
 from reelwright.training.lora import LoraConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrainConfig(Config):
@@ -35,8 +34,7 @@ class TrainConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     ema: float | None = Field(default=0.999, ge=0, lt=1)  # decay of the weights' moving average; null: none is kept
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # what classifier-free guidance needs
-    mixup: Share | tuple[Share, ...] = 0.0  # of the samples mixed with another, latents and captions alike: one share
-    # for all channels, or one for each of model.parts
+    mixup: float | tuple[float, ...] = 0.0  # share of the samples mixed with another; a list: of each of model.parts
     save_every: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)  # newest valid ones kept, beside the best
     evaluate_every: int = Field(default=500, ge=0)  # held-out loss; 0: never
@@ -63,9 +61,13 @@ class TrainConfig(Config):
             )
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
             raise ValueError(f"micro_batch = {self.micro_batch}: must be 'auto' or at least 1")
+        if not all(0 <= share <= 1 for share in self._shares):
+            raise ValueError(
+                f"mixup = {self.told_mixup}: shares from 0 to 1, one number or a list with one for each of model.parts"
+            )
         if self.mixes and (self.batch_size % 2 or self.micro_batch == 1):
             raise ValueError(
-                f"mixup = {self.plain()['mixup']}: samples are mixed two by two, so batch_size = {self.batch_size} "
+                f"mixup = {self.told_mixup}: samples are mixed two by two, so batch_size = {self.batch_size} "
                 f"must be even and micro_batch = {self.micro_batch} at least 2"
             )
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -92,8 +94,21 @@ class TrainConfig(Config):
     @property
     def mixes(self) -> tuple[float, ...]:
         """`mixup` of all channels, or of each part; () where nothing is mixed."""
-        shares = self.mixup if isinstance(self.mixup, tuple) else (self.mixup,)
-        return shares if any(shares) else ()
+        return self._shares if any(self._shares) else ()
+
+    @property
+    def together(self) -> int:
+        """Samples that are mixed with one another, so that they must be in one micro-batch."""
+        return 2 if self.mixes else 1
+
+    @property
+    def told_mixup(self) -> str:
+        """`mixup` as a recipe has it."""
+        return str(list(self.mixup) if isinstance(self.mixup, tuple) else self.mixup)
+
+    @property
+    def _shares(self) -> tuple[float, ...]:
+        return self.mixup if isinstance(self.mixup, tuple) else (self.mixup,)
 
 
 # What may differ when a run goes on; everything else would make it another run.
