@@ -229,6 +229,7 @@ def wait_for_step(page: Any, past: int) -> int:
     return curve_step(page)
 
 
+@pytest.mark.full
 def test_training_outlives_the_page_and_is_stopped_and_resumed(browser, site: Site, page, root: Path) -> None:
     open_tab(page, "Train")
     expect(page.locator("#setting-run_dir :is(input, textarea)")).to_have_value("runs/new", timeout=WAIT_MS)

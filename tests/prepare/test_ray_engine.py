@@ -169,6 +169,7 @@ def tiny_autoencoder(folder: Path) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
+@pytest.mark.full
 def test_killed_workers_lose_nothing(session, own, tmp_path, monkeypatch):
     """Both kinds of workers get SIGKILL when the first latent is on disk; their blocks are done again."""
     monkeypatch.setattr(ray_engine, "BLOCK_PIECES", 1)
@@ -281,6 +282,7 @@ def test_without_the_extra_one_message(monkeypatch):
         pass
 
 
+@pytest.mark.full
 def test_the_command_leaves_no_process_and_no_file(write_recipe, tmp_path, environment):
     recipe = write_recipe(cache=tmp_path / "cache")
     command = Started([*PREPARE, recipe, "engine=ray", "workers=1", "--json"], environment)

@@ -403,7 +403,7 @@ def test_ray_keeps_the_same_first_frames(given, tmp_path):
         assert all(torch.equal(tensor, items["ray"][key][name]) for name, tensor in item.items())
 
 
-@pytest.mark.parametrize("lora", ["null", "{rank: 2}"])
+@pytest.mark.parametrize("lora", ["null", pytest.param("{rank: 2}", marks=pytest.mark.full)])
 def test_image_mode_trains_resumes_and_is_exported_to_the_pipeline(svd, given, lora, tmp_path, run_cli):
     given = [*given, f"train.lora={lora}", "train.caption_dropout=0.1", "sampling.steps=2"]
     done = run_cli("train", IMAGE_RECIPE, *given)

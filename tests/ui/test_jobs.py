@@ -96,6 +96,7 @@ def test_a_killed_worker_fails_one_job(queue, wait) -> None:
     assert wait(queue, after.id).state == "done"
 
 
+@pytest.mark.full
 def test_training_runs_beside_videos_stops_and_goes_on(queue, wait) -> None:
     training = queue.submit("train", {"recipe": "recipe.yaml", "changes": {"train.save_every": 20}})
     behind = queue.submit("inspect", {"data": "data", "frames": 8, "width": 32, "height": 32})
@@ -204,6 +205,7 @@ def serve(root: Path) -> subprocess.Popen[str]:
     return server
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends the children on Linux alone")
 def test_a_killed_server_takes_its_children_and_the_list_stays_true(full_workspace, wait) -> None:
     root = full_workspace.root
@@ -271,6 +273,7 @@ def test_a_pid_that_was_given_anew_is_left_alone(full_workspace) -> None:
         innocent.wait()
 
 
+@pytest.mark.full
 def test_closing_saves_what_trains_and_keeps_what_waits(full_workspace, wait) -> None:
     queue = JobQueue(full_workspace)
     try:
