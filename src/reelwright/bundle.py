@@ -110,12 +110,12 @@ def mixed(latents: Tensor, cond: Text, own: Tensor, counts: Sequence[int] = ()) 
         raise ValueError(f"{len(own)} samples cannot be mixed two by two")
     assert own.shape[1] in (1, len(counts)), "as many shares as parts"
     partner = torch.arange(len(own), device=own.device) ^ 1
-    channels = own if own.shape[1] == 1 else own.repeat_interleave(torch.tensor(counts, device=own.device), dim=1)
-    share = channels.to(latents.device)[(...,) + (None,) * (latents.ndim - 2)]  # b c 1 1 1, or b 1 1 1 1
+    channels = torch.tensor(counts if own.shape[1] > 1 else latents.shape[1:2], device=own.device)  # of each share
+    share = own.repeat_interleave(channels, dim=1).to(latents.device)  # b c
+    share = share[(...,) + (None,) * (latents.ndim - 2)]  # b c 1 1 1
     weights = (cond.mask / cond.mask.sum(dim=1, keepdim=True))[:, None]  # b 1 l
     of_own = own.to(weights.device)[:, :, None]  # b p 1
-    both = torch.cat([weights * of_own, weights[partner] * (1 - of_own)], dim=2)  # b p 2*l
-    both = both[:, 0] if own.shape[1] == 1 else both
+    both = torch.cat([weights * of_own, weights[partner] * (1 - of_own)], dim=2).squeeze(1)  # b p 2*l, or b 2*l
     values = torch.cat([cond.values, cond.values[partner]], dim=1)  # b 2*l d
     mask = torch.cat([cond.mask, cond.mask[partner]], dim=1)
     return latents * share + latents[partner] * (1 - share), Text(values, mask, cond.image, both)
