@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -46,12 +45,15 @@ def test_a_command_that_fails_stops_the_demo(tmp_path, monkeypatch):
 def test_ctrl_c_is_for_the_command_at_work_and_told_once(tmp_path, monkeypatch, capfd, code, ends):
     """A command that is told of it ends by itself and says what is kept; one that had just ended leaves it to us."""
 
-    def command(*_: object, **__: object) -> subprocess.CompletedProcess[bytes]:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)  # what the command does until it has ended
-        return subprocess.CompletedProcess([], code)
+    class Command:
+        def __init__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(demo.subprocess, "run", command)
+        def wait(self) -> int:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)  # what the command does until it has ended
+            return code
+
+    monkeypatch.setattr(demo.subprocess, "Popen", Command)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(ends) as end:
         demo.run_demo(tmp_path)

@@ -13,9 +13,9 @@ from typing import Any
 
 from reelwright.config import parse_yaml, to_yaml
 from reelwright.console import print_table
+from reelwright.signals import INTERRUPTED, interrupts_held
 from reelwright.types import UserError
 
-INTERRUPTED = 130
 CLIPS = 3000
 CAPTIONS = 8  # of each clip at most
 SCORED_PROMPTS = 128
@@ -84,7 +84,9 @@ def _command(*arguments: object) -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))  # Ctrl-C is for the command to act on
     try:
-        code = subprocess.run([sys.executable, "-m", "reelwright", *words], check=False).returncode
+        with interrupts_held():
+            child = subprocess.Popen([sys.executable, "-m", "reelwright", *words])
+        code = child.wait()
     finally:
         signal.signal(signal.SIGINT, before)
     if code == INTERRUPTED:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from reelwright.recipe import Recipe
 from reelwright.report.run_page import write_run_page
 from reelwright.resume import check_same_run, restore, save_run, settle
 from reelwright.run import RunDirectory
+from reelwright.signals import stop_signals
 from reelwright.training import checkpoint as checkpoints
 from reelwright.training.checkpoint import TrainState
 from reelwright.training.devices import autocast, make_accelerator, resolve_device
@@ -330,27 +330,6 @@ def _non_finite(step: int, clips: Sequence[str]) -> str:
         "it again. Ways out, from the last checkpoint: a lower train.learning_rate or train.precision=fp32 with "
         "--fork NEW_DIR; or mend the clips"
     )
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[str]]:
-    """Collects the names of signals that ask a run to stop; it then stops within one step and a save."""
-    received: list[str] = []
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-
-    def note(number: int, _: Any) -> None:
-        received.append(signal.Signals(number).name)
-
-    try:
-        before = {number: signal.signal(number, note) for number in signals}
-    except ValueError:  # not the main thread: whoever started it stops it
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _first_signal(received: list[str], accelerator: Accelerator) -> str:

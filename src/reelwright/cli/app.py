@@ -10,9 +10,9 @@ import typer
 from typer.core import TyperGroup
 
 from reelwright.console import print_error
+from reelwright.signals import INTERRUPTED, interrupts_heard
 from reelwright.types import UsageError, UserError
 
-INTERRUPTED = 130
 # What of a command's work is there after Ctrl-C, and how to go on. Training says it itself, as it knows the step.
 KEPT = {
     "demo": "what is done is kept; the same command goes on",
@@ -64,7 +64,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
-        code = app(args=arguments, standalone_mode=False)
+        with interrupts_heard():
+            code = app(args=arguments, standalone_mode=False)
         if code == INTERRUPTED:  # typer makes this of a KeyboardInterrupt
             print_error(_interrupted(arguments))
     except UserError as error:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reelwright.cli.app import INTERRUPTED, Group, app
+from reelwright.cli.app import Group, app
 from reelwright.cli.options import JsonFlag
 from reelwright.console import Progress, print_error, print_table
+from reelwright.signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from reelwright.experiments.comparison import Comparison

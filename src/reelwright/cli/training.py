@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from reelwright.cli.app import INTERRUPTED, app
+from reelwright.cli.app import app
 from reelwright.cli.options import Overrides, RecipePath
 from reelwright.console import Progress
+from reelwright.signals import INTERRUPTED
 
 
 @app.command()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from reelwright.children import child_environment, watch
 from reelwright.console import last_error
+from reelwright.signals import interrupts_held
 
 STOP_SECONDS = 120.0  # to finish a step and a save, before it is killed
 MAX_REASON = 600  # letters
@@ -59,11 +60,13 @@ def run_command(
         output.write(f"$ reelwright {shlex.join(words)}\n".encode())
         output.flush()
         begins = output.tell()
-        with subprocess.Popen(
-            [sys.executable, "-P", "-m", "reelwright.experiments.child", str(peak), *words],
-            stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=child_environment(),
-            start_new_session=True,
-        ) as child:  # fmt: skip
+        with interrupts_held():
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "reelwright.experiments.child", str(peak), *words],
+                stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=child_environment(),
+                start_new_session=True,
+            )  # fmt: skip
+        with child:
             usage = watch(child, lambda: on_tick(time.monotonic() - started), asked, kill, STOP_SECONDS)
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) counts kilobytes, but bytes there
     gpu = json.loads(peak.read_text(encoding="utf-8")) if peak.is_file() else None

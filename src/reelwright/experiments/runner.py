@@ -14,10 +14,9 @@ from reelwright.experiments.processes import Ended, run_command
 from reelwright.experiments.record import Record, RunRecord, go_on, locked
 from reelwright.experiments.spec import Experiment, PlannedRun
 from reelwright.run import RunDirectory
-from reelwright.train import stop_signals
+from reelwright.signals import INTERRUPTED, stop_signals
 from reelwright.types import UserError
 
-INTERRUPTED = 130
 LEFT_BEHIND_SECONDS = 90.0  # how long the child of a killed experiment may take to save and end
 UNSAID = "interrupted"
 FAILED = ("failed", "unmeasured")

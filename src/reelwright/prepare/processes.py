@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from reelwright.signals import INTERRUPTED
 from reelwright.types import UserError
 
 POLL_SECONDS = 0.1
@@ -75,7 +76,7 @@ class Processes:
 
     def fail(self, error: BaseException) -> None:
         """Let the others end too."""
-        code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+        code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
         with suppress(RuntimeError):  # the store is gone: so is its host, and the others know
             self._store.set(_FAILED, str(code))
             self.leave()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from reelwright.children import POLL_SECONDS, kill_group, watch
+from reelwright.signals import INTERRUPTED, interrupts_held
 from reelwright.types import UserError
 from reelwright.ui.admission import admit_model
 from reelwright.ui.commands import command_for, final_message, read_progress, tail
@@ -25,7 +26,6 @@ from reelwright.ui.records import Job, JobProgress
 from reelwright.ui.workspace import Workspace
 
 STOP_SECONDS = 20.0  # after which a job that was asked to stop is killed; training only when asked again
-_INTERRUPTED = 130
 
 
 class Stopped(Exception):
@@ -55,7 +55,7 @@ def run_command(workspace: Workspace, job: Job, folder: Path, log_path: Path, co
     command = command_for(workspace, job, folder)
     control.update(outputs=command.outputs)
     answer = folder / (command.answer or log_path.name)
-    with log_path.open("ab") as log, answer.open("ab") as out:
+    with log_path.open("ab") as log, answer.open("ab") as out, interrupts_held():
         if command.answer:
             out.truncate(0)
         process = start_child(
@@ -72,7 +72,7 @@ def run_command(workspace: Workspace, job: Job, folder: Path, log_path: Path, co
     )
     control.update(progress=read_progress(command, log_path))
     code = process.returncode
-    if control.stop.is_set() and (code == _INTERRUPTED or code < 0):
+    if control.stop.is_set() and (code == INTERRUPTED or code < 0):
         raise Stopped
     if code != 0:
         raise UserError(final_message(log_path, code))
