@@ -84,6 +84,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
+    if not arguments.recipe.is_file():
+        parser.error(f"--recipe {arguments.recipe}: there is no such file")
     points = [measure(share, arguments) for share in arguments.shares]
     rows = [
         [f"{point['share']:.0%}", *(

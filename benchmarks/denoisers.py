@@ -4,8 +4,8 @@
 
 All are built from their configurations at one size: width, number of blocks, heads, MLP, tokens, text and batch, which
 is checked by what their blocks are given (CogVideoX takes its text among the visual tokens, so its blocks see both).
-Latte takes spatial and temporal blocks in turn, the others let every token attend to every other; ours does either, and
-`full` is its default. Training is forward, backward and a step of torch's AdamW on float32 weights, bf16 by autocast.
+Latte takes spatial and temporal blocks in turn, of which the former attend to the text, and so does `DiT factorised`
+here; the others let every token attend to every other and to the text, as ours does by default (`DiT full`). Training is forward, backward and a step of torch's AdamW on float32 weights, bf16 by autocast.
 Generation is one denoising step with guidance, a forward of twice the batch without gradients, each as its owner runs
 it: ours under autocast as `reelwright generate`, theirs as their pipelines load weights for the precision.
 
@@ -145,7 +145,7 @@ def wan(s: Setting) -> Contender:
 
 DENOISERS: dict[str, Callable[[Setting], Contender]] = {
     "DiT full": our_dit,
-    "DiT factorised": lambda s: our_dit(s, layout="factorised"),
+    "DiT factorised": lambda s: our_dit(s, layout="factorised", text_blocks="spatial"),
     "Latte": latte,
     "CogVideoX": cogvideox,
     "Wan": wan,

@@ -31,7 +31,7 @@ def test_a_command_asked_to_stop_while_it_starts_says_so(tmp_path: Path, seconds
     finally:
         kill_group(child.pid)
     assert said.splitlines()[-1].startswith("reelwright: interrupted; ") and "Traceback" not in said, said
-    # Python itself ends by the signal where one came amid `exec`, as dataclasses use it, though it was dealt with since.
+    # Python ends by the signal itself where one came amid an `exec`, as of dataclasses, though it was dealt with since.
     assert child.returncode in (INTERRUPTED, -signal.SIGINT)
 
 

@@ -43,9 +43,10 @@ def test_flops_are_those_of_our_products(bench, tiny, name):
     d, n, l = tiny.width, tiny.tokens, tiny.text_length  # noqa: E741
     patch, depth = 4 * tiny.channels, tiny.depth
     groups = [(1, n), (1, n)] if name == "DiT full" else [(2, 4), (4, 2)]  # number of groups, tokens of one
-    attention = sum(2 * count * m * m * d for count, m in groups) + depth * 2 * n * l * d
-    products = depth * 14 * n * d * d + n * d * (2 * patch + 36)  # blocks; patches in and out, positions
-    products += l * d * (tiny.text_width + 2 * depth * d)  # text and keys and values of all blocks
+    told = depth if name == "DiT full" else depth // 2  # blocks that attend to the text
+    attention = sum(2 * count * m * m * d for count, m in groups) + told * 2 * n * l * d
+    products = (depth * 12 + told * 2) * n * d * d + n * d * (2 * patch + 36)  # blocks; patches in and out, positions
+    products += l * d * (tiny.text_width + 2 * told * d)  # text, and its keys and values for the blocks
     products += d * (256 + d + d) + (6 * depth + 2) * d * d  # time, pooled text, modulation
     # the places are the same for every sample and counted once a batch
     products -= n * d * 36 * (tiny.batch - 1) // tiny.batch

@@ -23,6 +23,7 @@ VARIANTS = {
     "patched": {"patch": (1, 2, 2)},
     "sinusoidal": {"positions": "sinusoidal"},
     "sinusoidal, factorised": {"positions": "sinusoidal", "layout": "factorised"},
+    "factorised, text in space": {"layout": "factorised", "text_blocks": "spatial"},
     "sinusoidal, joint": {"positions": "sinusoidal", "text_tokens": "joint"},
 }
 
@@ -90,6 +91,24 @@ def test_factorised_blocks_mix_within_a_frame_then_across_frames():
     assert across[:, 0, 1].all() and across.sum() == 3
     model.blocks = blocks
     assert influence(model, (1, 0, 1)).all()
+
+
+def test_the_text_is_attended_to_in_the_blocks_that_are_said_to():
+    """Latte's temporal blocks do not; the mean of the text drives all of them."""
+    full, spatial = (make(layout="factorised", text_blocks=name, depth=4) for name in ("all", "spatial"))
+    assert [b.cross_attention is not None for b in spatial.blocks] == [True, False, True, False]
+    assert spatial.text_kv is not None and spatial.text_kv.out_features * 2 == full.text_kv.out_features
+    spatial.load_state_dict(
+        {**full.state_dict(), **{f"text_kv.{k}": v.view(4, 48, -1)[::2].flatten(0, 1).squeeze(-1)
+                                 for k, v in full.text_kv.state_dict().items()}},
+        strict=False,
+    )  # fmt: skip
+    for block in full.blocks[1::2]:
+        for parameter in block.cross_attention.out.parameters():
+            torch.nn.init.zeros_(parameter)
+    x, t, text = inputs()
+    text = Text(text.values, torch.tensor([[True] * 5, [True] * 3 + [False] * 2]))
+    torch.testing.assert_close(spatial(x, t, text), full(x, t, text))
 
 
 class IdentityBlock(torch.nn.Module):
@@ -182,6 +201,8 @@ def test_wrong_inputs_name_what_was_expected():
         ({"width": 100, "heads": 3}, "head dimension"),
         ({"text_tokens": "joint", "layout": "factorised"}, "text_tokens = cross"),
         ({"layout": "factorised", "depth": 3}, "depth must be even"),
+        ({"text_blocks": "spatial"}, "text_blocks = spatial needs layout = factorised .* got layout = full"),
+        ({"text_blocks": "spatial", "layout": "factorised", "text_tokens": "pooled"}, "text_tokens = pooled"),
         ({"size": "S", "width": 256}, "size = S means width = 384"),
         ({"attention": "fast"}, "attention"),
     ],

@@ -60,6 +60,7 @@ class DiTConfig(Config):
     positions: Literal["rope", "sinusoidal"] = "rope"  # turned within attention, or sines added to the tokens
     layout: Literal["full", "factorised"] = "full"  # factorised: spatial and temporal blocks take turns
     text_tokens: Literal["cross", "joint", "pooled"] = "cross"  # attended to, among the visual, or their mean alone
+    text_blocks: Literal["all", "spatial"] = "all"  # which blocks attend to the text; of a factorised layout
     parts: tuple[PositiveInt, ...] | None = None  # channels of the latents that are denoised apart, by a network each
     attention: AttentionName = "auto"
     gradient_checkpointing: Checkpointing = False
@@ -93,12 +94,21 @@ class DiTConfig(Config):
                 f"text_tokens = joint needs layout = full, got layout = {self.layout}: text tokens belong to no frame; "
                 "use text_tokens = cross"
             )
+        if self.text_blocks == "spatial" and (self.layout, self.text_tokens) != ("factorised", "cross"):
+            raise ValueError(
+                "text_blocks = spatial needs layout = factorised and text_tokens = cross, got "
+                f"layout = {self.layout}, text_tokens = {self.text_tokens}; use text_blocks = all"
+            )
         if self.layout == "factorised" and self.depth % 2:
             raise ValueError(
                 f"depth = {self.depth}: layout = factorised takes spatial and temporal blocks in turn, so "
                 f"depth must be even; use {self.depth + 1}"
             )
         return self
+
+    def attends_to_text(self, block: int) -> bool:
+        """Whether this block cross-attends to the text. Of a factorised layout the even ones are spatial."""
+        return self.text_tokens == "cross" and (self.text_blocks == "all" or block % 2 == 0)
 
     def build(self, channels: int, text_width: int) -> DiT | PartedDiT:
         """The model, freshly initialised from torch's global generator.
@@ -151,8 +161,9 @@ class DiT(nn.Module):
         super().__init__()
         check_attention(config.attention)
         self.config, self.channels, self.text_width = config, channels, text_width
-        width, depth, cross = config.width, config.depth, config.text_tokens == "cross"
-        self.lora_targets = ("qkv", "out", "up", "down", *(("q", "text_kv") if cross else ()))
+        width, depth = config.width, config.depth
+        attending = [config.attends_to_text(block) for block in range(depth)]
+        self.lora_targets = ("qkv", "out", "up", "down", *(("q", "text_kv") if any(attending) else ()))
         patch_numbers = channels * config.patch[0] * config.patch[1] * config.patch[2]
         self.patch_in = nn.Linear(patch_numbers, width)
         self.position_in = nn.Linear(6 * OCTAVES, width, bias=False) if config.positions == "rope" else None
@@ -160,9 +171,10 @@ class DiT(nn.Module):
         self.text_norm = nn.LayerNorm(text_width)
         self.text_in = nn.Linear(text_width, width)
         self.pooled_in = nn.Linear(width, width)
-        self.text_kv = nn.Linear(width, depth * 2 * width) if cross else None  # of every block, in one product
+        of_blocks = sum(attending) * 2 * width  # in one product
+        self.text_kv = nn.Linear(width, of_blocks) if of_blocks else None
         hidden = round(width * config.mlp_ratio)
-        self.blocks = nn.ModuleList(Block(width, config.heads, hidden, cross, config.attention) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, config.heads, hidden, cross, config.attention) for cross in attending)
         self.modulation = zero_init(nn.Linear(width, (6 * depth + 2) * width))  # of every block and of the head
         self.head = zero_init(nn.Linear(width, patch_numbers))
 
@@ -195,20 +207,20 @@ class DiT(nn.Module):
         context = self.time_in(t) + self.pooled_in(masked_mean(text, mask, cond.weights))  # b d
         modulation = self.modulation(F.silu(context)).view(b, 6 * depth + 2, width)  # b 6*depth+2 d
         *modulations, last = modulation.split([6] * depth + [2], dim=1)  # b 6 d each, b 2 d
-        if self.config.text_tokens == "pooled":
-            mask = None  # it is of text tokens, and the blocks see none
+        seen: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * depth  # text_kv and mask of every block
         if self.text_kv is not None:
-            text_kv = self.text_kv(text).chunk(depth, dim=-1)  # b l 2*d each
-        else:
-            text_kv = (None,) * depth
+            of_blocks = iter(self.text_kv(text).split(2 * width, dim=-1))  # b l 2*d each
+            attending = map(self.config.attends_to_text, range(depth))
+            seen = [(next(of_blocks), mask) if attends else (None, None) for attends in attending]
         layouts = self._layouts(grid, x.device)
         if self.config.text_tokens == "joint":
             x, mask = join_text(text, x, mask)  # b l+n d, b l+n
+            seen = [(None, mask)] * depth
             layouts = [(rope and pad_rope(rope, text.shape[1]), frames, across) for rope, frames, across in layouts]
 
         for index, block in enumerate(self.blocks):
             rope, frames, across = layouts[index % len(layouts)]
-            arguments = (x, modulations[index], rope, text_kv[index], mask, frames, across)
+            arguments = (x, modulations[index], rope, *seen[index], frames, across)
             x = run_block(block, recomputed(self.config.gradient_checkpointing, index), *arguments)  # b n d
         x = x[:, x.shape[1] - grid[0] * grid[1] * grid[2] :]  # b n d: without the joint text tokens
         shift, scale = last[:, :, None].unbind(1)  # b 1 d
