@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,14 @@ import pytest
 
 from reelwright.children import kill_group
 from reelwright.signals import INTERRUPTED, interrupts_heard, interrupts_held, stop_signals
+
+
+@pytest.fixture(autouse=True)
+def _heeded() -> Iterator[None]:
+    """As in a terminal, also where these tests run in the background, where a shell has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.15, 0.4])

@@ -67,7 +67,7 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("split", list(PUBLISHED))
+@pytest.mark.parametrize("split", [None, *(pytest.param(name, marks=pytest.mark.full) for name in PUBLISHED if name)])
 def test_the_published_counts(ten_thousand: Path, shared: Callable[[str], Path], split: str | None) -> None:
     listing = _read(ten_thousand, captions=shared("annotations/msr-vtt"), split=split)
     assert listing.format == "msrvtt"
@@ -76,6 +76,7 @@ def test_the_published_counts(ten_thousand: Path, shared: Callable[[str], Path],
     assert all(len(clip.captions) == 20 and clip.start_seconds is None for clip in listing.clips)
 
 
+@pytest.mark.full
 def test_the_9k_and_1k_splits_share_nothing(ten_thousand: Path, shared: Callable[[str], Path]) -> None:
     folder = shared("annotations/msr-vtt")
     ids = {

@@ -173,6 +173,7 @@ def test_settings_are_used_again(page) -> None:
     expect(page.locator("#generate-seed input")).to_have_value("41")
 
 
+@pytest.mark.full
 def test_a_made_video_is_refined(page, root: Path) -> None:
     generate(page, "a blue circle")
     page.locator("#generate-stage .rw-card").first.get_by_role("button", name="Refine").click()
@@ -273,7 +274,7 @@ def test_training_outlives_the_page_and_is_stopped_and_resumed(browser, site: Si
     assert "900000" in (root / "runs" / "new" / "recipe.yaml").read_text()
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.full)])
 def test_no_tab_is_wider_than_the_window(browser, site: Site, width: int) -> None:
     page = open_page(browser, site, width)
     for name in ("Generate", "Refine", "Data", "Train"):

@@ -18,6 +18,7 @@ TOY = (
 )  # fmt: skip
 
 
+@pytest.mark.full
 def test_the_eight_clips_recipe(run_cli, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     recipe = (ROOT / "recipes" / "eight-clips.yaml", f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}")

@@ -15,7 +15,9 @@ CONTENT_MOTION = (
 
 
 @pytest.mark.parametrize(
-    ("codec", "name"), [(AUTOENCODER, "autoencoder"), (CONTENT_MOTION, "content_motion")], ids=["plain", "apart"]
+    ("codec", "name"),
+    [(AUTOENCODER, "autoencoder"), pytest.param(CONTENT_MOTION, "content_motion", marks=pytest.mark.full)],
+    ids=["plain", "apart"],
 )
 def test_from_clips_to_an_export(codec, name, write_recipe, run_cli, tmp_path):
     recipe = write_recipe(codec, "train.steps=2", "train.sample_every=0", cache=tmp_path / "cache")

@@ -77,6 +77,7 @@ def test_protocol_says_what_makes_figures_comparable(means: FeatureNetwork) -> N
         assert part in means.protocol
 
 
+@pytest.mark.full
 def test_i3d_from_safetensors(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = I3D().eval()

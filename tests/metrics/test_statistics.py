@@ -76,6 +76,7 @@ def test_no_interval_leaves_the_values_that_can_be(cosines: list[float]) -> None
     assert (low, high) == (max(free[0], -1), min(free[1], 1)), "within them nothing changes"
 
 
+@pytest.mark.full
 def test_a_clipped_interval_covers_as_often_and_a_bootstrap_of_few_values_does_not() -> None:
     rng = np.random.default_rng(0)
     draws = rng.uniform(0, 1, (2000, 5))

@@ -45,6 +45,7 @@ def test_training_lowers_the_error(codec):
     assert squared_error(codec, videos) < 0.5 * float((torch.cat(videos) - mean).square().mean())
 
 
+@pytest.mark.full
 def test_muon_trains_too_and_repeats():
     videos = moving_squares(24)
     codec = trained(optimizer="muon", learning_rate=2e-2)
@@ -67,6 +68,7 @@ def test_whitening_is_the_unit_of_the_tokens():
     assert_close(deviations[1.0][:12], torch.ones(12), atol=0.05, rtol=0)
 
 
+@pytest.mark.full
 def test_noise_in_training_makes_latents_robust(codec):
     videos = torch.cat(moving_squares(24))
     noise = torch.randn((24, 8, 1, 2, 2), generator=torch.Generator().manual_seed(1))
@@ -157,6 +159,7 @@ def share_told(codec) -> float:
     return float(between / (latents - latents.mean(0)).square().sum())
 
 
+@pytest.mark.full
 def test_aligned_latents_say_what_the_captions_say():
     plain, aligned = trained(), TINY.model_copy(update={"align": 3.0}).build()
     aligned.fit(moving_squares(24), captions=WARM)

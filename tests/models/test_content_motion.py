@@ -251,6 +251,7 @@ def test_clips_of_several_sizes_train_together():
     assert codec.decode(codec.encode(clips[-1]).mean).shape == (1, 3, 8, 16, 32)
 
 
+@pytest.mark.full
 def test_aligned_content_names_the_captions():
     """Of the content's variance, what lies between clips of different colours."""
 
@@ -265,6 +266,7 @@ def test_aligned_content_names_the_captions():
         TINY.model_copy(update={"align": 1.0}).build().fit(squares(24), captions=[("the same",)] * 24)
 
 
+@pytest.mark.full
 def test_additive_content_takes_the_same_step_from_every_colour():
     """From square to bar, of red and of blue things; of green ones there are squares alone."""
 

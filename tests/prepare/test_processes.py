@@ -157,7 +157,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_an_error_of_one_ends_all_with_one_message(rank, tmp_path, write_recipe):
     started = time.monotonic()
     ends = launch(FAILING.format(rank=rank), write_recipe(cache=tmp_path / "cache"))

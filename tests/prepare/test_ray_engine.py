@@ -196,6 +196,7 @@ def test_killed_workers_lose_nothing(session, own, tmp_path, monkeypatch):
     assert_same(tmp_path / "alone", tmp_path / "ray")
 
 
+@pytest.mark.full
 def test_bad_clips_have_the_same_reasons(session, own, tmp_path):
     recipe = own("cache")
     codec, inspection, pieces = prepared(recipe)

@@ -115,6 +115,7 @@ def test_files_with_the_published_names_are_read(lora_run, form):
     }
 
 
+@pytest.mark.full
 def test_prepare_train_resume_generate_and_export(model, prefix, shapes_clips, tmp_path, run_cli):
     only = sorted(path.name for path in (shapes_clips / "videos").glob("*.mp4"))[:4]
     values = {

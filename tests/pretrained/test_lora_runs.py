@@ -153,6 +153,7 @@ def test_the_recipes_run_at_toy_size(name, save, shapes_clips, tmp_path, run_cli
         assert run_cli("export", tmp_path / "run", tmp_path / f"{form}.safetensors", "--format", form).code == 0
 
 
+@pytest.mark.full
 def test_the_recipe_of_two_experts_runs_at_toy_size(shapes_clips, tmp_path, run_cli):
     """Its commands in their order: one run an expert, and a video by the adapters of both."""
     recipe = Path(__file__).parents[2] / "recipes" / "wan-2.2-a14b-lora.yaml"

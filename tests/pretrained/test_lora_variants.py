@@ -90,6 +90,7 @@ def test_quantised_weights_cannot_be_trained(tmp_path, shapes_clips, wan):
         Recipe.load(path, ["train.lora=null"])
 
 
+@pytest.mark.full
 def test_svd_s_module_wrapped_by_peft_and_its_projection(tmp_path, shapes_clips):
     """SVD's UNet has no LoRA loader in diffusers: peft itself puts the file's matrices in."""
     import diffusers

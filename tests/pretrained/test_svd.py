@@ -132,7 +132,7 @@ def test_half_precision_weights_work_with_and_without_autocast(svd, tmp_path):
     assert (plain - expected).std() < 0.1 * spread and (cast - expected).std() < 0.1 * spread
 
 
-@pytest.mark.parametrize("objective", ["own", "ddpm"])
+@pytest.mark.parametrize("objective", ["own", pytest.param("ddpm", marks=pytest.mark.full)])
 def test_the_recipe_prepares_trains_and_generates(svd, overrides, shapes_clips, tmp_path, run_cli, objective):
     only = ",".join(sorted(p.name for p in (shapes_clips / "videos").glob("*.mp4"))[:4])
     given = [f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}", f"data.path={shapes_clips}"]
@@ -403,7 +403,8 @@ def test_ray_keeps_the_same_first_frames(given, tmp_path):
         assert all(torch.equal(tensor, items["ray"][key][name]) for name, tensor in item.items())
 
 
-@pytest.mark.parametrize("lora", ["null", pytest.param("{rank: 2}", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("lora", ["null", "{rank: 2}"])
 def test_image_mode_trains_resumes_and_is_exported_to_the_pipeline(svd, given, lora, tmp_path, run_cli):
     given = [*given, f"train.lora={lora}", "train.caption_dropout=0.1", "sampling.steps=2"]
     done = run_cli("train", IMAGE_RECIPE, *given)
@@ -449,6 +450,7 @@ def test_image_mode_trains_resumes_and_is_exported_to_the_pipeline(svd, given, l
     assert (ours - expected).abs().max() <= 1e-4
 
 
+@pytest.mark.full
 def test_lora_beside_the_network_and_the_projection_whole(svd, overrides, shapes_clips, tmp_path, run_cli):
     """The network alone is frozen: the projection, which no published weights have, trains, and comes back."""
     from safetensors.torch import load_file

@@ -90,7 +90,7 @@ def exported(run: Path, folder: Path, form: str = "lora") -> dict[str, Path]:
     return {name: folder / f"{form}-{name}.safetensors" for name in EXPERTS}
 
 
-@pytest.mark.parametrize("expert", ["high", "low", "both"])
+@pytest.mark.parametrize("expert", ["high", pytest.param("low", marks=pytest.mark.full), "both"])
 @pytest.mark.parametrize("form", ["lora", "comfyui"])
 def test_diffusers_loads_what_was_trained(lora, base, tmp_path, expert, form):
     pipeline = open_pipeline("WanPipeline", base)
@@ -231,7 +231,7 @@ def full_recipe(folder: Path, clips: Path, model: dict[str, Any], side: int) -> 
     return path
 
 
-@pytest.mark.parametrize("expert", ["high", "low"])
+@pytest.mark.parametrize("expert", ["high", pytest.param("low", marks=pytest.mark.full)])
 def test_an_expert_alone_from_the_clips_to_the_pipeline(expert, base, shapes_clips, tmp_path, run_cli):
     recipe = full_recipe(tmp_path, shapes_clips, {"type": "wan", "model": str(base), "expert": expert}, 32)
     for command in (("prepare", recipe), ("train", recipe), ("train", recipe, "train.steps=3")):

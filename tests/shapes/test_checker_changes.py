@@ -46,6 +46,7 @@ def test_other_sizes(size):
     assert np.mean([is_right(p, read_change(render(p.scene, size, fps), fps)) for p in asked]) >= 0.95
 
 
+@pytest.mark.full
 def test_where_nothing_changes_no_change_is_read(rendered):
     """One object of the first track, every motion: its words are read as they are, and that nothing changes."""
     for prompt, video in list(zip(rendered.prompts, rendered.videos, strict=True))[::3]:
@@ -55,7 +56,9 @@ def test_where_nothing_changes_no_change_is_read(rendered):
         assert noisy.factors.change is None
 
 
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize(
+    "control", [pytest.param(c, marks=() if c == "frozen" else pytest.mark.full) for c in CONTROLS]
+)
 def test_controls(changing, control):
     asked, videos = changing
     result = score(
