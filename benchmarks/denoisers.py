@@ -5,9 +5,10 @@
 All are built from their configurations at one size: width, number of blocks, heads, MLP, tokens, text and batch, which
 is checked by what their blocks are given (CogVideoX takes its text among the visual tokens, so its blocks see both).
 Latte takes spatial and temporal blocks in turn, of which the former attend to the text, and so does `DiT factorised`
-here; the others let every token attend to every other and to the text, as ours does by default (`DiT full`). Training is forward, backward and a step of torch's AdamW on float32 weights, bf16 by autocast.
-Generation is one denoising step with guidance, a forward of twice the batch without gradients, each as its owner runs
-it: ours under autocast as `reelwright generate`, theirs as their pipelines load weights for the precision.
+here; the others let every token attend to every other and to the text, as ours does by default (`DiT full`). Training
+is forward, backward and a step of torch's AdamW on float32 weights, bf16 by autocast. Generation is one denoising step
+with guidance, a forward of twice the batch without gradients, each as its owner runs it: ours under autocast as
+`reelwright generate`, theirs as their pipelines load weights for the precision.
 
 All take turns in one process on the same threads: A B C C B A is a round. A figure is the median of the rounds, a ratio
 the median of their ratios, so that a machine whose speed drifts slows all. Processor time is that of all threads.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -63,6 +64,12 @@ def write_tiny_recipe(folder: Path, data: Path, cache: Path, *overrides: str) ->
     path = folder / "recipe.yaml"
     path.write_text(to_yaml(values), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts_are_heeded() -> None:
+    """As in a terminal, also where the tests run in the background, where a shell has SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -46,7 +46,8 @@ def test_ctrl_c_is_for_the_command_at_work_and_told_once(tmp_path, monkeypatch, 
     """A command that is told of it ends by itself and says what is kept; one that had just ended leaves it to us."""
 
     class Command:
-        def __init__(self, *_: object) -> None: ...
+        def __init__(self, *_: object) -> None:
+            assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), "lost while Python starts"
 
         def wait(self) -> int:
             os.kill(os.getpid(), signal.SIGINT)

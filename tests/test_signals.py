@@ -6,23 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from reelwright.children import kill_group
-from reelwright.signals import INTERRUPTED, interrupts_heard, interrupts_held, stop_signals
-
-
-@pytest.fixture(autouse=True)
-def _heeded() -> Iterator[None]:
-    """As in a terminal, also where these tests run in the background, where a shell has SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+from reelwright.signals import INTERRUPTED_CODES, interrupts_heard, interrupts_held, stop_signals
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.15, 0.4])
@@ -40,8 +32,7 @@ def test_a_command_asked_to_stop_while_it_starts_says_so(tmp_path: Path, seconds
     finally:
         kill_group(child.pid)
     assert said.splitlines()[-1].startswith("reelwright: interrupted; ") and "Traceback" not in said, said
-    # Python ends by the signal itself where one came amid an `exec`, as of dataclasses, though it was dealt with since.
-    assert child.returncode in (INTERRUPTED, -signal.SIGINT)
+    assert child.returncode in INTERRUPTED_CODES
 
 
 def test_one_that_was_swallowed_stops_the_run_all_the_same() -> None:
@@ -63,13 +54,32 @@ def test_one_that_was_held_is_heard_and_what_was_set_comes_back() -> None:
         with pytest.raises(KeyboardInterrupt), interrupts_heard():
             pytest.fail("goes on")
     assert signal.getsignal(signal.SIGINT) is before and not signal.sigpending()
+    with stop_signals() as received:
+        assert received == [], "it was dealt with"
 
 
-def test_what_a_shell_starts_in_the_background_goes_on() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def test_what_a_shell_starts_in_the_background_or_with_nohup_goes_on() -> None:
+    before = [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)]
     try:
         with interrupts_heard():
             signal.raise_signal(signal.SIGINT)
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        with stop_signals() as received:
+            signal.raise_signal(signal.SIGHUP)
+            assert received == []
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip((signal.SIGINT, signal.SIGHUP), before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_a_command_in_a_thread_does_without() -> None:
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def command() -> None:
+        with interrupts_heard():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=command)
+    thread.start()
+    thread.join()
+    assert seen == [before]

@@ -13,7 +13,7 @@ from typing import Any
 
 from reelwright.config import parse_yaml, to_yaml
 from reelwright.console import print_table
-from reelwright.signals import INTERRUPTED, interrupts_held
+from reelwright.signals import INTERRUPTED, INTERRUPTED_CODES, interrupts_held
 from reelwright.types import UserError
 
 CLIPS = 3000
@@ -86,10 +86,12 @@ def _command(*arguments: object) -> None:
     try:
         with interrupts_held():
             child = subprocess.Popen([sys.executable, "-m", "reelwright", *words])
+        if heard:  # before there was a child to hear it
+            child.send_signal(signal.SIGINT)
         code = child.wait()
     finally:
         signal.signal(signal.SIGINT, before)
-    if code == INTERRUPTED:
+    if code in INTERRUPTED_CODES:
         raise SystemExit(INTERRUPTED)  # it has said what is kept
     if code != 0:
         raise UserError(f"the demo stopped: `reelwright {words[0]}` ended with exit code {code} (see above)")

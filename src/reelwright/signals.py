@@ -1,13 +1,16 @@
-"""Signals that ask a command to stop; none is lost, from before the command is there to hear it until it has ended."""
+"""Signals that ask a command to stop; those that come before it can hear them, or amid an import, are not lost."""
 
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 INTERRUPTED = 130  # exit code of a command that was interrupted, as shells have it: 128 + SIGINT
+# CPython ends by SIGINT itself, whatever the exit code, where one last came amid an `exec`, as dataclasses use it.
+INTERRUPTED_CODES = (INTERRUPTED, -signal.SIGINT)
 
 _raised: list[str] = []  # by `interrupts_heard`
 
@@ -16,7 +19,8 @@ _raised: list[str] = []  # by `interrupts_heard`
 def interrupts_held() -> Iterator[None]:
     """A child of ours started in here is not sent SIGINT before it hears it (`interrupts_heard`).
 
-    One that came while Python itself is starting would end it with a traceback or a wrong exit code, or be lost.
+    One that came while Python itself is starting would end it with a traceback or a wrong exit code, or be lost. Where
+    SIGINT is ignored, as by what a shell starts in the background, macOS drops it even so.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -29,30 +33,39 @@ def interrupts_held() -> Iterator[None]:
 def interrupts_heard() -> Iterator[None]:
     """SIGINT raises KeyboardInterrupt, one that was held as well, and is remembered for `stop_signals`.
 
-    Remembered, because an import may swallow the exception: `hasattr` in C does. Where SIGINT is ignored, as in what a
-    shell starts in the background, it stays so. For the main thread.
+    Remembered, because an import may swallow the exception: `hasattr` in C does. Where SIGINT is ignored it stays so.
+    Does nothing in other threads than the main one, which signals never reach.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def interrupt(number: int, _: Any) -> NoReturn:
         _raised.append(signal.Signals(number).name)
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    _raised.clear()
     try:
-        if before is not signal.SIG_IGN:
+        if before not in (signal.SIG_IGN, None):
             signal.signal(signal.SIGINT, interrupt)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        _raised.clear()
+        if before is not None:  # else it was set by no Python code
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[str]]:
-    """Collects the names of signals that ask a run to stop; it then stops within one step and a save."""
+    """Collects the names of signals that ask a run to stop; it then stops within one step and a save.
+
+    A hang-up that is ignored, as under `nohup`, stays so.
+    """
     received: list[str] = []
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
 
     def note(number: int, _: Any) -> None:
         received.append(signal.Signals(number).name)

@@ -13,6 +13,7 @@ import pytest
 
 from reelwright import __version__
 from reelwright.experiments.processes import run_command
+from reelwright.signals import INTERRUPTED_CODES
 
 
 def test_what_a_command_prints_takes_and_needs(tmp_path: Path) -> None:
@@ -51,6 +52,9 @@ def test_it_is_stopped_and_killed_when_told(tmp_path: Path) -> None:
 
     ended = run_command(shapes(tmp_path), tmp_path / "x.log", tmp_path, stop=lambda: "enough" if begun() else "")
     assert ended.code == 130 and ended.stopped == "enough"
+    ended = run_command(shapes(tmp_path), tmp_path / "y.log", tmp_path, stop=lambda: "at once")
+    assert ended.code in INTERRUPTED_CODES and ended.stopped == "at once"
+    assert (tmp_path / "y.log").read_text().count("\n") == 2, "the command, and that it was interrupted: no traceback"
     ended = run_command(shapes(tmp_path), tmp_path / "x.log", tmp_path, kill=lambda: True)
     assert ended.code == -signal.SIGKILL and "SIGKILL" in ended.reason
 

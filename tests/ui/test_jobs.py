@@ -138,10 +138,12 @@ def test_a_run_is_trained_once_at_a_time(queue, wait) -> None:
     assert queue.submit("prepare", {"recipe": "recipe.yaml"}).outputs == (), "what harms nobody may wait twice"
     for job in queue.list():
         queue.stop(job.id)
-    wait(queue, first.id)
+    assert wait(queue, first.id).state == "stopped"
     again = queue.submit("train", {"recipe": "recipe.yaml"})
+    wait(queue, again.id, lambda job: job.process)
     queue.stop(again.id)
-    wait(queue, again.id)
+    assert wait(queue, again.id).state == "stopped", "however early it was asked to"
+    assert "Traceback" not in queue.log(again.id)
 
 
 def test_preparing_ends_with_what_it_said(queue, wait) -> None:

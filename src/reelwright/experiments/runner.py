@@ -14,7 +14,7 @@ from reelwright.experiments.processes import Ended, run_command
 from reelwright.experiments.record import Record, RunRecord, go_on, locked
 from reelwright.experiments.spec import Experiment, PlannedRun
 from reelwright.run import RunDirectory
-from reelwright.signals import INTERRUPTED, stop_signals
+from reelwright.signals import INTERRUPTED_CODES, stop_signals
 from reelwright.types import UserError
 
 LEFT_BEHIND_SECONDS = 90.0  # how long the child of a killed experiment may take to save and end
@@ -127,7 +127,7 @@ class _Session:
         if ended.stopped and ended.stopped != UNSAID:
             step = int(directory.recent_metrics().get("step", 0))
             self._end(run, state, "stopped", f"{ended.stopped}: stopped after step {step}, saved")
-        elif ended.stopped or (ended.code == INTERRUPTED and self.signals):
+        elif ended.stopped or (ended.code in INTERRUPTED_CODES and self.signals):
             self.record.save(self.experiment.out)
         else:
             self._end(run, state, "failed", f"train: {ended.reason}")
