@@ -22,6 +22,7 @@ def write_run(
     data: str = "d" * 64,
     accuracy: float | None = None,
     checker: str = "abcdef01",
+    split: str = "validation",
     samples: tuple[tuple[str, int], ...] = (),
     **conditions: Any,
 ) -> Path:
@@ -31,7 +32,7 @@ def write_run(
     for number, loss in enumerate(losses, start=1):
         step = steps * number // len(losses)
         figures = {"heldout_loss": loss, "heldout_low": loss - 0.1, "heldout_high": loss + 0.1}
-        fixed = {"heldout_split": "validation", "heldout_clips": 4, "heldout_times": [0.25, 0.75]}
+        fixed = {"heldout_split": split, "heldout_clips": 4, "heldout_times": [0.25, 0.75]}
         run.append_metrics({"step": step, "loss": loss, "seconds": 30.0 * number})
         run.append_metrics({"step": step, **figures, **fixed})
     state = TrainState(step=steps, seconds=60.0, data_sha256=data)

@@ -187,6 +187,24 @@ def test_runs_by_hand_are_grouped_by_all_but_their_seed(recipe: Any) -> None:
     assert compare_runs(paths[::2]).answers == [], "one shared seed answers nothing"
 
 
+def test_runs_of_one_recipe_and_seed_stand_side_by_side(recipe: Any) -> None:
+    """The same seed twice is no second seed: its interval would have no width."""
+    paths = [write_run(recipe(name, f"seed={name[-1]}"), losses=(1.0, 0.5)) for name in ("a0", "b0", "c1")]
+    compared = compare_runs(paths)
+    assert {arm: [run.name for run in group] for arm, group in compared.arms.items()} == {
+        "a0 and 1 more": ["a0", "c1"], "b0": ["b0"]
+    }  # fmt: skip
+    assert compared.answers == []
+
+
+def test_a_loss_of_training_clips_is_called_one(recipe: Any) -> None:
+    paths = [write_run(recipe("seen"), split="train"), write_run(recipe("unseen", "seed=1"))]
+    compared = compare_runs(paths)
+    said = "seen: no clip is held out (data.validation = 0); the loss is of training clips"
+    assert said in compared.warnings and not any(text.startswith("unseen") for text in compared.warnings)
+    assert [run["heldout_split"] for run in compared.to_json()["runs"]] == ["train", "validation"]
+
+
 def test_one_run_and_what_it_lacks(recipe: Any, tmp_path: Path) -> None:
     path = write_run(recipe("short"), losses=(1.0,))
     assert compare_runs([path]).warnings == []

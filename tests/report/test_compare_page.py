@@ -58,6 +58,12 @@ def test_all_of_it_is_on_one_offline_page(facts: dict[str, Any], tmp_path: Path)
     )
 
 
+def test_a_loss_of_training_clips_is_called_one(facts: dict[str, Any], tmp_path: Path) -> None:
+    assert "of training" not in page_of(facts, tmp_path)
+    facts["runs"][1]["heldout_split"] = "train"
+    assert "Of r1: clips of training, as none is held out" in page_of(facts, tmp_path)
+
+
 def test_warnings_stand_first(facts: dict[str, Any], tmp_path: Path) -> None:
     page = page_of({**facts, "warnings": ["Different data: <x>"]}, tmp_path)
     assert page.index('verdict bad">Different data: &lt;x&gt;') < page.index("The answer")

@@ -47,6 +47,12 @@ def test_the_page_says_whether_it_gets_better(run: RunDirectory, losses: list, v
     assert len(verdicts) == 1 and verdict in verdicts[0]
 
 
+def test_a_loss_of_training_clips_is_called_one(run: RunDirectory) -> None:
+    run.append_metrics({"step": 1, "heldout_loss": 0.5, "heldout_split": "train"})
+    page = page_of(run)
+    assert "loss of training clips, last" in page and "held-out loss, last" not in page and "memory only" in page
+
+
 def test_everything_in_the_run_is_on_the_page(run: RunDirectory) -> None:
     run.write_recipe({"seed": 0, "data": {"path": "<clips>"}})
     for step in range(1, 301):

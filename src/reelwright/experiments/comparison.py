@@ -114,6 +114,7 @@ class Comparison:
             "minutes_of_training": None if run.seconds is None else round(run.seconds / 60, 2),
             "measures": {name: measured.value for name, measured in run.measures.items()},
             "curve": run.curve,
+            "heldout_split": run.units[HELD_OUT].get("heldout_split"),
             "data_sha256": run.data_sha256,
             "checker": run.checker,
             "problems": run.problems,
@@ -189,9 +190,11 @@ def _distinct_names(runs: Sequence[RunFacts]) -> None:
 
 
 def _arms_by_recipe(runs: Sequence[RunFacts]) -> dict[str, list[RunFacts]]:
-    groups: dict[str, list[RunFacts]] = {}
-    for run in runs:
-        groups.setdefault(run.arm, []).append(run)
+    """Runs that differ by their seeds alone are an arm; one of a seed that the arm has already begins another."""
+    groups: dict[tuple[str, int], list[RunFacts]] = {}
+    for index, run in enumerate(runs):
+        earlier = sum((other.arm, other.seed) == (run.arm, run.seed) for other in runs[:index])
+        groups.setdefault((run.arm, earlier), []).append(run)
     firsts = [group[0] for group in groups.values()]
     changed = {key: values for key, values in differing(firsts).items() if key != "seed"}
     arms: dict[str, list[RunFacts]] = {}
@@ -216,6 +219,9 @@ def _judge(result: Comparison) -> None:
         for problem in run.problems:
             troubled.setdefault(problem, []).append(run.name)
     result.warnings += [f"{', '.join(names)}: {problem}" for problem, names in troubled.items()]
+    if seen := [run.name for run in runs if run.units[HELD_OUT].get("heldout_split") == "train"]:
+        why = "no clip is held out (data.validation = 0); the loss is of training clips"
+        result.warnings.append(f"{', '.join(seen)}: {why}")
     if len(runs) < 2:
         return
     result.warnings += _incomparable(runs)

@@ -112,7 +112,9 @@ def _curves(page: Page, facts: Facts) -> None:
         for arm in facts["arms"]
     }
     if any(point[1] is not None for runs in curves.values() for run in runs for point in run):
-        page.section("Held-out loss", "Clips never trained on, at fixed noise and times; one line a run.")
+        seen = [run["name"] for run in facts["runs"] if run.get("heldout_split") == "train"]
+        but = f" Of {', '.join(seen)}: clips of training, as none is held out; it tells memory only." if seen else ""
+        page.section("Held-out loss", f"Clips never trained on, at fixed noise and times; one line a run.{but}")
         page.image(arm_curves(curves))
 
 

@@ -32,8 +32,8 @@ def write_run_page(run: RunDirectory) -> Path:
     records = run.read_metrics()
     page = Page(f"Run {run.path.resolve().name}", _subtitle(records))
     held_out = _series(records, "heldout_loss", "heldout_low", "heldout_high")
-    page.figures(_key_figures(records, held_out))
     unseen = all(record.get("heldout_split") != "train" for record in records)
+    page.figures(_key_figures(records, held_out, "held-out loss" if unseen else "loss of training clips"))
     _verdict(page, held_out if unseen else [], unseen)
     _samples(page, run)
     _scores(page, run)
@@ -59,15 +59,15 @@ def _series(records: Records, key: str, *more: str) -> list[tuple[float, ...]]:
     ]
 
 
-def _key_figures(records: Records, held_out: Sequence[tuple[float, ...]]) -> dict[str, str]:
+def _key_figures(records: Records, held_out: Sequence[tuple[float, ...]], name: str) -> dict[str, str]:
     figures: dict[str, str] = {}
     if losses := _series(records, "loss"):
         recent = losses[-max(1, len(losses) // 20) :]
         figures["training loss, lately"] = f"{sum(point[1] for point in recent) / len(recent):.4g}"
     if held_out:
         best = min(held_out, key=lambda point: point[1])
-        figures["held-out loss, last"] = f"{held_out[-1][1]:.4g}"
-        figures[f"held-out loss, best (step {best[0]:,})"] = f"{best[1]:.4g}"
+        figures[f"{name}, last"] = f"{held_out[-1][1]:.4g}"
+        figures[f"{name}, best (step {best[0]:,})"] = f"{best[1]:.4g}"
     if speeds := sorted(point[1] for point in _series(records, "samples_per_second")):
         figures["samples a second, median"] = f"{speeds[len(speeds) // 2]:.3g}"
     if norms := sorted(point[1] for point in _series(records, "grad_norm")):
