@@ -17,10 +17,10 @@ _raised: list[str] = []  # by `interrupts_heard`
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """A child of ours started in here is not sent SIGINT before it hears it (`interrupts_heard`).
+    """SIGINT waits for whoever hears it (`interrupts_heard`) in here: this process, or a child of ours started here.
 
-    One that came while Python itself is starting would end it with a traceback or a wrong exit code, or be lost. Where
-    SIGINT is ignored, as by what a shell starts in the background, macOS drops it even so.
+    One that came while Python starts or the command line is imported would end it with a traceback or a wrong exit
+    code, or be lost. Where SIGINT is ignored, as by what a shell starts in the background, macOS drops it even so.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -40,8 +40,8 @@ def interrupts_heard() -> Iterator[None]:
         yield
         return
 
-    def interrupt(number: int, _: Any) -> NoReturn:
-        _raised.append(signal.Signals(number).name)
+    def interrupt(*_: Any) -> NoReturn:
+        _raised.append(signal.SIGINT.name)
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)

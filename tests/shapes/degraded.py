@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pytest
 from scipy.ndimage import gaussian_filter
 
+from reelwright.shapes.controls import CONTROLS
 from reelwright.shapes.scores import is_right
 from reelwright.shapes.tracks import Reader
 from reelwright.shapes.world import Prompt
 
 FPS = 8.0
+EVERY_CONTROL = [  # one of them in `make test`
+    pytest.param(name, marks=() if name == "frozen" else pytest.mark.full) for name in CONTROLS
+]
 
 
 def degraded(video: np.ndarray, blur: float = 0.0, noise: float = 0.0, seed: int = 0) -> np.ndarray:

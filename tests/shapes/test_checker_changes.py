@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from degraded import FPS, degraded, share_right
+from degraded import EVERY_CONTROL, FPS, degraded, share_right
 
 from reelwright.shapes.checker_changes import NO_CHANGE, read_change
 from reelwright.shapes.controls import CONTROLS
@@ -56,9 +56,7 @@ def test_where_nothing_changes_no_change_is_read(rendered):
         assert noisy.factors.change is None
 
 
-@pytest.mark.parametrize(
-    "control", [pytest.param(c, marks=() if c == "frozen" else pytest.mark.full) for c in CONTROLS]
-)
+@pytest.mark.parametrize("control", EVERY_CONTROL)
 def test_controls(changing, control):
     asked, videos = changing
     result = score(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from degraded import FPS, degraded, share_right
+from degraded import EVERY_CONTROL, FPS, degraded, share_right
 
 from reelwright.shapes.checker_objects import read_objects
 from reelwright.shapes.controls import CONTROLS, nearest_training_scenes, shuffled_captions
@@ -96,9 +96,7 @@ def test_three_objects_are_not_two(two):
     raise AssertionError("no scene stands clear")
 
 
-@pytest.mark.parametrize(
-    "control", [pytest.param(c, marks=() if c == "frozen" else pytest.mark.full) for c in CONTROLS]
-)
+@pytest.mark.parametrize("control", EVERY_CONTROL)
 def test_controls(two, control):
     """Of two objects that move differently a frozen or shuffled video never shows both."""
     result = score((p, read_objects(CONTROLS[control](v, i), FPS)) for i, (p, v) in enumerate(zip(*two, strict=True)))
