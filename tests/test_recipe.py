@@ -101,6 +101,14 @@ def test_a_terminal_sigma_wants_even_steps_of_a_flow() -> None:
         parse("sampling.shift_terminal=1")
 
 
+def test_whole_timesteps_want_a_flow() -> None:
+    assert parse("sampling.spacing=timesteps").sampling.spacing == "timesteps"
+    with pytest.raises(UsageError, match=r"spacing = 'timesteps' wants objective\.schedule = 'flow', not 'linear'"):
+        parse("sampling.spacing=timesteps", "objective.schedule=linear", "objective.prediction=v")
+    with pytest.raises(UsageError, match=r"shift_terminal = 0\.1 has no effect with spacing = 'timesteps'"):
+        parse("sampling.shift_terminal=0.1", "sampling.spacing=timesteps")
+
+
 @pytest.mark.parametrize(
     "override, said",
     [

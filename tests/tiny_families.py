@@ -55,6 +55,15 @@ def umt5() -> Any:
     return transformers.UMT5EncoderModel(settings)
 
 
+def unipc(shift: float) -> Any:
+    """The scheduler that Wan is published with."""
+    import diffusers
+
+    return diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, solver_type="bh2"
+    )
+
+
 def save_wan(folder: Path, scheduler: Any = None) -> Path:
     """Wan 2.1 with 2 layers: latents of 16 channels, a quarter of the frames and an eighth of each side."""
     import diffusers

@@ -249,7 +249,7 @@ def _model_facts(about: dict[str, Any]) -> dict[str, Any]:
 
 def _sampled(sampling: SamplingConfig) -> dict[str, Any]:
     """What of the sampling has an effect."""
-    unused = {"noise_levels"} if sampling.spacing == "even" else set()
+    unused = {"noise_levels"} if sampling.spacing != "karras" else set()
     if sampling.window_frames in ("auto", 0):  # videos are as long as those it was trained on
         unused |= {"window_frames", "window_overlap", "window_noise"}
     return {name: value for name, value in sampling.plain().items() if name not in unused}

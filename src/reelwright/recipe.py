@@ -69,12 +69,16 @@ FAMILIES: dict[str, type[FamilyConfig]] = {
 DEFAULT_TYPES = {"codec": "pca", "text": "native", "model": "dit"}
 
 
+Spacing = Literal["even", "karras", "timesteps"]
+SPACED_SCHEDULES = {"karras": "edm", "timesteps": "flow"}  # whose own they are
+
+
 class SamplingConfig(Config):
     """How videos are made where the command line does not say."""
 
     sampler: str = "euler"  # one of diffusion.sampler.SAMPLERS
     steps: int = Field(default=30, ge=1)
-    spacing: Literal["even", "karras"] = "even"  # of the steps: in time, or Karras' noise levels (schedule 'edm')
+    spacing: Spacing = "even"  # even in time, Karras' noise levels ('edm'), or by a flow's 1000 whole timesteps
     noise_levels: tuple[float, float] = (0.002, 700.0)  # lowest and highest sigma / alpha of 'karras'
     shift_terminal: float | None = Field(default=None, gt=0, lt=1)  # sigma that even steps of a flow end at; null: none
     guidance: float = Field(default=4.0, ge=0)  # 1: none
@@ -141,10 +145,11 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.sampling.spacing == "karras" and self.objective.schedule != "edm":
+        spacing, schedule = self.sampling.spacing, self.objective.schedule
+        if SPACED_SCHEDULES.get(spacing, schedule) != schedule:
             raise ValueError(
-                f"sampling.spacing = 'karras' wants objective.schedule = 'edm', not {self.objective.schedule!r}: "
-                "these noise levels are its own; use sampling.spacing = even"
+                f"sampling.spacing = {spacing!r} wants objective.schedule = {SPACED_SCHEDULES[spacing]!r}, not "
+                f"{schedule!r}: these steps are its own; use sampling.spacing = even"
             )
         if self.sampling.shift_terminal is not None and self.objective.schedule != "flow":
             raise ValueError(

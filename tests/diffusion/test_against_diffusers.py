@@ -17,7 +17,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 
 from reelwright.diffusion.guidance import make_denoise
 from reelwright.diffusion.objective import ObjectiveConfig
-from reelwright.diffusion.sampler import SAMPLERS, sample_times, stretched_times
+from reelwright.diffusion.sampler import SAMPLERS, sample_times, stretched_times, timestep_times, whole_timestep
 
 TOLERANCE = 5e-5
 STOCHASTIC = ("ddpm", "dpmpp_2m_sde")
@@ -236,6 +236,28 @@ def test_multistep_solvers_on_the_flow(name, cls, options, shift):
     theirs = walk_theirs(scheduler, start(), predict, sigmas[:-1].tolist())
     ours = SAMPLERS[name](make_denoise(predict, objective), start(), sigmas, objective.schedule)
     assert largest_difference(ours, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.1])
+@pytest.mark.parametrize("steps", [1, 4, 20, 27, 37, 50, 333, 999])
+def test_times_and_timesteps_of_unipc_on_the_flow(steps, shift):
+    """27 and 37 steps divide 999: their times fall on whole timesteps, where a rounding error would be one too few."""
+    schedule = objective_of("flow", "velocity", shift=shift).schedule
+    scheduler = UniPCMultistepScheduler(
+        1000, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, solver_type="bh2"
+    )
+    scheduler.set_timesteps(steps)
+    times = timestep_times(steps, schedule)
+    assert (schedule.sigma(times) - scheduler.sigmas.double()).abs().max() < 1e-7
+    told = 1000 * schedule.sigma(whole_timestep(times[:-1], schedule))
+    assert torch.equal(told.round().long(), scheduler.timesteps) and (told - told.round()).abs().max() < 1e-9
+
+
+def test_timesteps_are_those_of_a_flow():
+    with pytest.raises(ValueError, match="belong to schedule = 'flow'"):
+        timestep_times(4, objective_of("linear", "v").schedule)
+    with pytest.raises(ValueError, match="steps = 0: must be at least 1"):
+        timestep_times(0, objective_of("flow", "velocity").schedule)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])

@@ -8,10 +8,10 @@ import torch
 
 from family_parity import CPU, NEGATIVE, PROMPTS, family_recipe, flow_times, load, open_pipeline, our_latents
 from reelwright.bundle import DenoisingLoss
-from reelwright.generate import encode_prompts
+from reelwright.generate import encode_prompts, walk_times
 from reelwright.pretrained.wan import WanConfig
 from reelwright.types import Size, Text
-from tiny_families import save_wan
+from tiny_families import save_wan, unipc
 
 torch.set_num_threads(1)
 
@@ -49,6 +49,29 @@ def test_the_same_latents_and_video_as_the_pipeline(wan, pipeline, tmp_path, gui
     assert (ours - expected).abs().max() <= 1e-4 and (ours - latents).abs().max() > 0.1
     decoded = bundle.codec.decode(ours).transpose(1, 2) / 2 + 0.5  # b f c h w in [0, 1]
     assert (decoded - theirs("pt")).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_the_same_latents_as_published_with_unipc(tmp_path, guidance):
+    """The scheduler of the published directories: nothing of the sampling but the guidance is named in the recipe."""
+    model = save_wan(tmp_path / "model", unipc(3.0))
+    recipe = family_recipe(tmp_path, "wan", model, sampling={"guidance": guidance})
+    assert (recipe.sampling.sampler, recipe.sampling.spacing, recipe.sampling.steps) == ("unipc", "timesteps", 50)
+    bundle, pipeline = load(recipe), open_pipeline("WanPipeline", model)
+    latents = torch.randn(2, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs = pipeline(
+            PROMPTS, [NEGATIVE] * 2, height=32, width=32, num_frames=9, num_inference_steps=50,
+            guidance_scale=guidance, latents=latents.clone(), output_type="latent", max_sequence_length=512,
+        ).frames  # fmt: skip
+
+    def ours(spacing: str) -> torch.Tensor:
+        walk = recipe.model_copy(update={"sampling": recipe.sampling.model_copy(update={"spacing": spacing})})
+        times = walk_times(recipe.sampling, bundle.objective.schedule)
+        return our_latents(bundle, walk, PROMPTS, NEGATIVE, latents, times)
+
+    assert (ours("timesteps") - theirs).abs().max() <= 1e-4 and (theirs - latents).abs().max() > 0.1
+    assert (ours("even") - theirs).abs().max() > 1e-4  # the same walk, but told of fractions of a timestep
 
 
 def test_the_same_embeddings_as_the_pipeline(wan, pipeline, tmp_path):

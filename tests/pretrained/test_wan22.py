@@ -11,11 +11,11 @@ import torch
 
 from family_parity import CPU, NEGATIVE, PROMPTS, family_recipe, flow_times, load, open_pipeline, our_latents
 from reelwright.bundle import Bundle, DenoisingLoss, build_bundle, objective_of_step
-from reelwright.generate import Compute, denoise_latents, encode_prompts
+from reelwright.generate import Compute, denoise_latents, encode_prompts, walk_times
 from reelwright.models.offload import find_blocks
 from reelwright.pretrained.wan import WanConfig, WanExperts
 from reelwright.types import Size, Text, UsageError, UserError
-from tiny_families import save_wan
+from tiny_families import save_wan, unipc
 from tiny_wan22 import BOUNDARY, save_5b, save_experts
 
 torch.set_num_threads(1)
@@ -58,6 +58,23 @@ def test_the_same_latents_as_the_pipeline(experts, tmp_path, scales, expert):
         ).frames  # fmt: skip
     times = flow_times(pipeline.scheduler.sigmas, bundle.objective.schedule)
     assert [bool(sigma >= BOUNDARY) for sigma in pipeline.scheduler.sigmas] == [True] * 3 + [False] * 6
+    ours = our_latents(bundle, recipe, PROMPTS, NEGATIVE, latents, times)
+    assert (ours - theirs).abs().max() <= 1e-4 < 0.1 < (ours - latents).abs().max()
+
+
+@pytest.mark.parametrize("steps", [9, 27])
+def test_the_same_latents_with_unipc(experts, tmp_path, steps):
+    """The pipeline compares whole timesteps with the boundary, and so do we."""
+    sampling = {"sampler": "unipc", "spacing": "timesteps", "steps": steps, "guidance": 4.0, "guidance_low": 3.0}
+    recipe = experts_recipe(tmp_path, experts, sampling=sampling)
+    bundle, pipeline, latents = load(recipe), open_pipeline("WanPipeline", experts), start(16, 3, 4, 4)
+    pipeline.scheduler = unipc(SHIFT)
+    with torch.no_grad():
+        theirs = pipeline(
+            PROMPTS, [NEGATIVE] * 2, height=32, width=32, num_frames=9, num_inference_steps=steps,
+            guidance_scale=4.0, guidance_scale_2=3.0, latents=latents.clone(), output_type="latent",
+        ).frames  # fmt: skip
+    times = walk_times(recipe.sampling, bundle.objective.schedule)
     ours = our_latents(bundle, recipe, PROMPTS, NEGATIVE, latents, times)
     assert (ours - theirs).abs().max() <= 1e-4 < 0.1 < (ours - latents).abs().max()
 
@@ -246,6 +263,11 @@ def test_settings_come_from_the_directory(experts, ti2v, tmp_path):
     size = Size(81, 480, 832)
     named = {name: WanConfig.companions({"model": name}, size) for name in ("a/Wan2.2-TI2V-5B-Diffusers", "a/Wan2.1")}
     assert [groups["objective"]["shift"] for groups in named.values()] == [5.0, 3.0]
+    assert {(groups["sampling"]["sampler"], groups["sampling"]["spacing"]) for groups in named.values()} == {
+        ("unipc", "timesteps")
+    }
+    own = experts_recipe(tmp_path, experts).sampling  # its scheduler is Euler's method
+    assert (own.sampler, own.spacing) == ("euler", "even")
 
 
 # -- 5B

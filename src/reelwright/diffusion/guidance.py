@@ -78,14 +78,16 @@ def switched(above: Predict, below: Predict, time: float) -> Predict:
     return predict
 
 
-def make_denoise(predict: Predict, objective: Objective) -> Denoise:
+def make_denoise(predict: Predict, objective: Objective, told: Callable[[Tensor], Tensor] | None = None) -> Denoise:
     """denoise(x, t) -> (x0, eps), as samplers call it.
 
-    The network is given t in the dtype and on the device of x; the conversion keeps the full precision of t.
+    The network is given t, or what it is `told` in its place, in the dtype and on the device of x; the conversion keeps
+    the full precision of t.
     """
 
     def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        return objective.to_x0_eps(predict(x, t.to(x)), x, t)
+        heard = t if told is None else told(t)
+        return objective.to_x0_eps(predict(x, heard.to(x)), x, t)
 
     return denoise
 

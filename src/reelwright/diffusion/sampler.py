@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from reelwright.diffusion.guidance import Denoise
 from reelwright.diffusion.schedule import FlowSchedule, Schedule
 
 KARRAS_RHO = 7
+TIMESTEPS = 1000  # of the table by which flow models are told the time
+BELOW_NOISE = 1e-6  # how far below sigma = 1 a walk by timesteps begins
 SMALLEST_HEUN_ALPHA = 1e-3  # sigma / alpha is steeper than any tabulated schedule but the cosine's last entry
 
 DrawNoise = Callable[[], Tensor]
@@ -93,6 +96,28 @@ def stretched_times(steps: int, schedule: Schedule, terminal: float) -> Tensor:
     even = schedule.alpha(times[:-1])
     alphas = even * ((1 - terminal) / even[-1])
     return torch.cat([schedule.time((1 - alphas) / alphas), times[-1:]])
+
+
+def timestep_times(steps: int, schedule: Schedule) -> Tensor:
+    """`steps` times a table's step short of 0 apart, and 0 behind them; float64.
+
+    The flow as diffusers' UniPCMultistepScheduler walks it (`use_flow_sigmas`), with which Wan is published: from just
+    below pure noise, evenly towards the table's first entry, which is left out. numpy's arithmetic in their order, so
+    that `whole_timestep` rounds the same numbers. ValueError where the schedule is no flow.
+    """
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: must be at least 1")
+    if not isinstance(schedule, FlowSchedule):
+        raise ValueError("times by timesteps belong to schedule = 'flow'")
+    even = torch.from_numpy(np.linspace(1, 1 / TIMESTEPS, steps + 1)[:-1].copy())
+    even[0] = schedule.time(torch.tensor((1 - BELOW_NOISE) / BELOW_NOISE, dtype=torch.float64))
+    return torch.cat([even, torch.zeros(1, dtype=torch.float64)])
+
+
+def whole_timestep(t: Tensor, schedule: Schedule) -> Tensor:
+    """The time of the whole timestep at or below that of t, 1000 sigma; shape of t, float64."""
+    sigma = (TIMESTEPS * schedule.sigma(t)).floor() / TIMESTEPS
+    return schedule.time(sigma / (1 - sigma))
 
 
 def ddim(

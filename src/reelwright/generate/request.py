@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reelwright.loading import LoadedModel
-from reelwright.recipe import SamplingConfig
+from reelwright.recipe import SamplingConfig, Spacing
 from reelwright.types import Bundle, Size, UsageError
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
@@ -30,7 +30,7 @@ class Request:
     guidance: float | None = None
     guidance_end: float | None = None
     guidance_low: float | None = None
-    spacing: Literal["even", "karras"] | None = None
+    spacing: Spacing | None = None
     noise_levels: tuple[float, float] | None = None
     shift_terminal: float | None = None
     guidance_rescale: float | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -12,7 +13,14 @@ import torch
 from torch import Tensor
 
 from reelwright.diffusion.guidance import Predict, guided, join_texts, make_denoise, switched
-from reelwright.diffusion.sampler import SAMPLERS, karras_times, sample_times, stretched_times
+from reelwright.diffusion.sampler import (
+    SAMPLERS,
+    karras_times,
+    sample_times,
+    stretched_times,
+    timestep_times,
+    whole_timestep,
+)
 from reelwright.diffusion.schedule import Schedule
 from reelwright.diffusion.windows import in_windows, repeated_noise
 from reelwright.models.codec import pixels_to_video, video_to_pixels
@@ -72,6 +80,8 @@ def walk_times(sampling: SamplingConfig, schedule: Schedule) -> Tensor:
     """The times of a walk from pure noise to data as the settings have them: falling from 1 to 0, float64."""
     if sampling.spacing == "karras":
         return karras_times(sampling.steps, schedule, *sampling.noise_levels)
+    if sampling.spacing == "timesteps":
+        return timestep_times(sampling.steps, schedule)
     if sampling.shift_terminal is not None:
         return stretched_times(sampling.steps, schedule, sampling.shift_terminal)
     return sample_times(sampling.steps, grid=schedule.grid)
@@ -152,11 +162,13 @@ def denoise_latents(
                 "and this one has none; leave it out"
             )
         predict = switched(predict, guided_by(sampling.guidance_low), boundary)
-    denoise = make_denoise(predict, bundle.objective)
+    schedule = bundle.objective.schedule
+    told = partial(whole_timestep, schedule=schedule) if sampling.spacing == "timesteps" else None
+    denoise = make_denoise(predict, bundle.objective, told)
     network = bundle.denoiser.whole() if isinstance(bundle.denoiser, PretrainedDenoiser) else bundle.denoiser
     with on_device(network, device, compute.offload), generating(bundle.denoiser):
         return SAMPLERS[sampling.sampler](
-            denoise, x.to(device), times, bundle.objective.schedule, draw_noise=draw_noise, on_step=on_step
+            denoise, x.to(device), times, schedule, draw_noise=draw_noise, on_step=on_step
         )
 
 

@@ -32,6 +32,7 @@ from reelwright.types import Size, Text, UsageError, UserError
 
 EXPERTS = {"high": "transformer", "low": "transformer_2"}  # by the noise they see -> their folders in the pipeline
 INDEX = "model_index.json"
+UNIPC = "UniPCMultistepScheduler"  # which the published directories name
 
 
 class WanConfig(FamilyConfig):
@@ -68,15 +69,17 @@ class WanConfig(FamilyConfig):
 
     @classmethod
     def companions(cls, values: Mapping[str, Any], size: Size) -> dict[str, dict[str, Any]]:
-        """The shift is that of the directory's scheduler; of a hub id 3, as published, and 5 for the 5B model."""
+        """Shift and sampler are those of the directory's scheduler, of a hub id as published: UniPC, 3, 5 for 5B."""
         model = values.get("model")
         published = 5.0 if "-5b" in str(model).lower() else 3.0
         scheduler = local_settings(model, "scheduler/scheduler_config.json")
         shift = scheduler.get("flow_shift") or scheduler.get("shift") or published
         groups: dict[str, dict[str, Any]] = {
             "objective": {"schedule": "flow", "shift": shift, "prediction": "velocity"},
-            "sampling": {"sampler": "unipc", "steps": 50, "guidance": 5.0},
+            "sampling": {"sampler": "unipc", "spacing": "timesteps", "steps": 50, "guidance": 5.0},
         }
+        if scheduler.get("_class_name", UNIPC) != UNIPC:
+            groups["sampling"] |= {"sampler": "euler", "spacing": "even"}
         if values.get("expert") is not None:
             groups["sampling"] |= {"steps": 40, "guidance": 4.0}
         if model is not None:
