@@ -55,6 +55,30 @@ def test_every_recipe_loads_and_its_sizes_fit_its_codec(path: Path) -> None:
     assert all(str(recipe.run_dir) in line for line in commands if " evaluate " in line or " generate " in line)
 
 
+@pytest.mark.parametrize(
+    "overrides, named",
+    [
+        (["model.depht=3"], "model.depht=3"),
+        (["seed=3", "train.steps=many", "model.width=64"], "train.steps=many"),
+        (["model.width=30", "seed=4", "model.heads=4"], "model.width=30 model.heads=4"),  # of what both are part of
+        (["model={type: nothing}"], "model={type: nothing}"),
+        (
+            ["objective.schedule=linear", "sampling.spacing=timesteps"],
+            "objective.schedule=linear sampling.spacing=timesteps",
+        ),
+        ([], ""),
+    ],
+)
+def test_a_mistake_of_the_command_line_names_it_beside_the_file(
+    tmp_path: Path, overrides: list[str], named: str
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("run_dir: r\ncache_dir: c\ndata: {path: d}\n" + ("" if overrides else "sede: 1\n"))
+    with pytest.raises(UsageError) as caught:
+        Recipe.load(path, overrides)
+    assert str(caught.value).startswith(f"{path} with {named}: " if named else f"{path}: unknown key 'sede'")
+
+
 def test_a_group_without_type_has_the_default_one() -> None:
     recipe = parse("codec.channels=7", "text.width=64", "model.depth=3")
     assert (recipe.codec.type, recipe.text.type, recipe.model.type) == tuple(DEFAULT_TYPES.values())

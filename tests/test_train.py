@@ -98,6 +98,7 @@ def test_a_finished_run_is_left_as_it_is_and_said_to_be_finished(tiny):
     assert train(tiny(), say=again.append).step == 8
     assert (snapshot(run / "checkpoints"), figures(run)) == before
     assert again[-1] == f"{run} is already finished at step 8; nothing to do (train.steps=... beyond that to go on)"
+    assert not [line for line in again if "resuming" in line]
     assert not [line for line in again if line.startswith("done")], "nothing was done"
     by_epochs = ("train.steps=null", "train.epochs=0.2")
     quietly(tiny(*by_epochs, run="epochs"))

@@ -37,21 +37,27 @@ class Config(BaseModel):
         return values
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], origin: str = "settings") -> Self:
-        """Validate plain values. UsageError lists every mistake, each with its field, value, rule and way out."""
+    def parse(cls, values: Mapping[str, Any], origin: str = "settings", overrides: Iterable[str] = ()) -> Self:
+        """Validate plain values. UsageError lists every mistake, each with its field, value, rule and way out.
+
+        Those of the `overrides`, which `values` have already, are named that a mistake may come from.
+        """
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             lines = [_explain(cls, item) for item in error.errors()]
+            places = [".".join(_walk(cls, item["loc"])[1]) for item in error.errors()]
+            given = [text.strip() for text in overrides if any(_concerns(text, place) for place in places)]
+            origin += f" with {' '.join(given)}" if given else ""
             raise UsageError(f"{origin}: " + "\n  ".join(lines)) from None
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Self:
         """Read a YAML file, apply `a.b=c` overrides, validate."""
-        values = read_yaml(path)
+        values, overrides = read_yaml(path), list(overrides)
         for override in overrides:
             apply_override(values, override)
-        return cls.parse(values, origin=str(path))
+        return cls.parse(values, str(path), overrides)
 
     def plain(self) -> dict[str, Any]:
         """The settings as JSON and YAML know them."""
@@ -177,6 +183,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """Known names that look like `name`, best first."""
     return difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+
+
+def _concerns(override: str, place: str) -> bool:
+    """Whether `a.b=c` sets the field at the dotted `place`, a part of it or what it is part of; "" is everything."""
+    name = override.partition("=")[0].strip()
+    return not place or f"{name}.".startswith(f"{place}.") or f"{place}.".startswith(f"{name}.")
 
 
 def _explain(cls: type[BaseModel], item: Any) -> str:

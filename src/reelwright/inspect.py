@@ -64,9 +64,10 @@ def _source(data: Path, overrides: Sequence[str]) -> Recipe | DataConfig:
     """
     if data.is_dir():
         values: dict[str, object] = {"path": str(data)}
-        for override in overrides:
-            apply_override(values, override.removeprefix("data."))
-        return DataConfig.parse(values, origin=str(data))
+        inner = [override.removeprefix("data.") for override in overrides]
+        for override in inner:
+            apply_override(values, override)
+        return DataConfig.parse(values, str(data), inner)
     if data.suffix in (".yaml", ".yml"):
         return Recipe.load(data, overrides)
     raise UsageError(f"{data}: neither a folder of captioned clips nor a recipe (*.yaml)")

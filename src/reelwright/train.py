@@ -117,7 +117,8 @@ def train(
         state = TrainState()
         if resumed is not None:
             state = restore(resumed, recipe, bundle, loss_module, optimizer, ema)
-            log(f"resuming from {resumed.name}")
+            if state.step < steps:
+                log(f"resuming from {resumed.name}")
             if state.best_step is not None and not (run.checkpoints / checkpoints.name_of(state.best_step)).is_dir():
                 state.best_step = state.best_loss = None  # a fork takes its origin's newest alone
         if state.data_sha256 not in ("", prepared.data_sha256):

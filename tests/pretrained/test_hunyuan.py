@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from family_parity import CPU, NEGATIVE, PROMPTS, family_recipe, flow_times, load, open_pipeline, our_latents
-from reelwright.generate import encode_prompts
+from family_parity import CPU, NEGATIVE, PROMPTS, family_recipe, load, open_pipeline, our_latents
+from reelwright.generate import encode_prompts, walk_times
 from reelwright.pretrained.hunyuan import TEMPLATE, HunyuanConfig
 from reelwright.types import UsageError
 from tiny_hunyuan import save_hunyuan
@@ -63,7 +63,7 @@ def test_the_same_latents_and_video_as_the_pipeline(recipe, pipeline, true_guida
             ).frames  # fmt: skip
 
     expected = theirs("latent")
-    times = flow_times(pipeline.scheduler.sigmas, bundle.objective.schedule)
+    times = walk_times(recipe.sampling, bundle.objective.schedule)
     ours = our_latents(bundle, recipe, PROMPTS, NEGATIVE, latents, times)
     assert (ours - expected).abs().max() <= 1e-4 and (ours - latents).abs().max() > 0.1
     decoded = bundle.codec.decode(ours).transpose(1, 2) / 2 + 0.5  # b f c h w in [0, 1]

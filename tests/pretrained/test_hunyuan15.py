@@ -14,7 +14,7 @@ from family_parity import CPU, NEGATIVE, family_recipe, flow_times, load, open_p
 from reelwright.bundle import DenoisingLoss, build_text
 from reelwright.config import to_yaml
 from reelwright.data.dataset import pad_texts
-from reelwright.generate import encode_prompts
+from reelwright.generate import encode_prompts, walk_times
 from reelwright.pretrained.base import check_class
 from reelwright.pretrained.hunyuan import TEMPLATE as TEMPLATE_10
 from reelwright.pretrained.hunyuan15 import TEMPLATE, Hunyuan15Config, words_in_quotes
@@ -168,7 +168,7 @@ def test_the_same_latents_and_video_as_the_pipeline(recipe, pipeline, guidance):
 
     expected = theirs("latent")
     assert expected.isfinite().all() and bundle.codec.compression.latent_size(recipe.size) == Size(3, 4, 4)
-    times = flow_times(pipeline.scheduler.sigmas, bundle.objective.schedule)
+    times = walk_times(recipe.sampling, bundle.objective.schedule)
     ours = our_latents(bundle, recipe, PROMPTS, NEGATIVE, latents, times)
     assert (ours - expected).abs().max() <= 1e-4 and (ours - latents).abs().max() > 0.1
     if guidance == 1.0:

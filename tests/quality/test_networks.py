@@ -111,10 +111,13 @@ def test_unknown_specifications(spec: str) -> None:
 
 def test_a_clip_that_cannot_be_had_is_one_message(tmp_path, tiny_clip, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # spares the retries
-    with pytest.raises(UserError, match="--clip = nobody/none: cannot be loaded.*local directory"):
+    with pytest.raises(UserError, match="no folder here, and as a hub id cannot be loaded.*local directory"):
         load_clip("nobody/none", CPU)
-    with pytest.raises(UserError, match="--clip = ./nowhere: no folder"):
-        load_clip("./nowhere", CPU)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", None)  # what can be no hub id is not asked for
+    for source in ("./nowhere", "no/such/folder", "with a space"):
+        with pytest.raises(UserError, match=f"--clip = {source}: no folder {Path(source)}; give"):
+            load_clip(source, CPU)
+    monkeypatch.undo()
     other = shutil.copytree(tiny_clip, tmp_path / "other")
     (other / "config.json").write_text(json.dumps({"model_type": "t5"}))
     with pytest.raises(UserError, match="holds a t5, no clip"):
@@ -139,7 +142,10 @@ def test_models_that_cannot_be_had(tiny_clip: Path, tmp_path: Path, monkeypatch:
     with pytest.raises(UserError, match="is a pickle, which can run code"):
         build_features(f"clip:{tmp_path}")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="nobody/nothing: cannot be loaded .* or a hub id while the network is up"):
+    with pytest.raises(
+        UserError,
+        match="nobody/nothing: no folder here, and as a hub id cannot be loaded .* or a hub id while the network is up",
+    ):
         build_features("clip:nobody/nothing")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -17,6 +18,7 @@ Loaded = TypeVar("Loaded")
 Precision = Literal["float32", "bfloat16", "float16"]
 
 LFS_HEADER = b"version https://git-lfs"
+HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -25,7 +27,7 @@ def load_foreign(load: Callable[[], Loaded], model: str, field: str, subfolder: 
     folder = Path(model) / subfolder
     if folder.is_dir():
         _check_folder(folder, field)
-    elif Path(model).is_dir() or Path(model).is_absolute() or model.startswith((".", "~")):
+    elif Path(model).is_dir() or not HUB_ID.fullmatch(model):
         raise UserError(f"{field} = {model}: no folder {folder}; give a model directory or a hub id (owner/name)")
     try:
         return load()
@@ -33,8 +35,9 @@ def load_foreign(load: Callable[[], Loaded], model: str, field: str, subfolder: 
         reason = " ".join(str(error).split())
         if len(reason) > 400:
             reason = reason[:397] + "..."
+        where = "" if Path(model).exists() else "no folder here, and as a hub id "
         raise UserError(
-            f"{field} = {model}: cannot be loaded ({type(error).__name__}: {reason}); "
+            f"{field} = {model}: {where}cannot be loaded ({type(error).__name__}: {reason}); "
             "give a local directory with config.json and safetensors weights, or a hub id while the network is up"
         ) from error
 

@@ -5,12 +5,12 @@ The same check is made twice, when a job is queued and when it starts: in betwee
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from reelwright.config import Config, parse_yaml
+from reelwright.models.foreign import HUB_ID
 from reelwright.recipe import Recipe
 from reelwright.types import UsageError, UserError
 from reelwright.ui.catalogue import single_file_recipe
@@ -26,7 +26,6 @@ from reelwright.ui.requests import (
 from reelwright.ui.workspace import Kind, Workspace
 
 MAX_FRAMES, MAX_SIDE, MAX_BATCH, MAX_STEPS = 1024, 4096, 65536, 100_000_000
-HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 FOREIGN_GROUPS = ("codec", "text", "model")
 FOREIGN_MODEL, FOREIGN_FOLDERS = "model", ("subfolder", "tokenizer_subfolder")  # of what was made elsewhere
 
