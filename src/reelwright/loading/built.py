@@ -26,6 +26,7 @@ from reelwright.models.exported import (
 )
 from reelwright.models.foreign import content_hash
 from reelwright.pretrained.lora_keys import read_updates
+from reelwright.pretrained.lora_scale import declared_scale
 from reelwright.recipe import Recipe
 from reelwright.training.lora import add_updates, merge
 from reelwright.types import Bundle, UsageError, UserError
@@ -210,7 +211,7 @@ def with_loras(loaded: LoadedModel, wanted: Sequence[str]) -> LoadedModel:
         tensors, denoiser = read_tensors(path), loaded.bundle.denoiser
         new = tuple(f"{name}." for name in getattr(denoiser, "lora_also_trains", ()))
         beside = {name: tensors.pop(name) for name in list(tensors) if name.startswith(new)} if new else {}
-        updates = read_updates(tensors, loaded.recipe.model.type, network, str(path))
+        updates = read_updates(tensors, loaded.recipe.model.type, network, str(path), declared_scale(path))
         denoiser.load_state_dict({**denoiser.state_dict(), **beside})
         add_updates(network, updates, f"added_{len(added)}", scale)
         name = f"{path}:{expert}" if expert else str(path)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from reelwright.pretrained.lora_scale import DeclaredScale
 from reelwright.training.lora import Update, linear_layers
 from reelwright.types import UsageError, UserError
 
@@ -218,8 +219,16 @@ def _split(update: Update, rows: list[int]) -> list[Update | None]:
 # -- reading
 
 
-def read_updates(tensors: Mapping[str, Tensor], family: str, network: nn.Module, source: str) -> dict[str, Update]:
+def read_updates(
+    tensors: Mapping[str, Tensor],
+    family: str,
+    network: nn.Module,
+    source: str,
+    declared: DeclaredScale | None = None,
+) -> dict[str, Update]:
     """A LoRA's file in any of the three namings -> what it adds to which layer of `network`.
+
+    Layers are scaled by their `alpha`, those without one as `declared`, else by 1.
 
     UserError with the counts where any of its keys belongs to no layer.
     """
@@ -245,6 +254,9 @@ def read_updates(tensors: Mapping[str, Tensor], family: str, network: nn.Module,
     for place, group in found.items():
         if "down" not in group or "up" not in group:
             raise UserError(f"{source}: of {place[0]} it has {' and '.join(group)} alone; it is not whole")
+        if "alpha" not in group and declared is not None:
+            rank = len(group["down"])
+            group["alpha"] = torch.tensor(declared.of(_bare(place[0]), rank) * rank)
         updates |= _updates_of_place(place, group, layers, source)
     if not updates:
         raise UserError(f"{source}: all of its matrices are zero; it changes nothing")
