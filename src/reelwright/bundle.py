@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from reelwright.data.sealed import write_atomic
 from reelwright.diffusion.objective import Objective
 from reelwright.models.foreign import content_hash
-from reelwright.pretrained.base import PretrainedDenoiser
+from reelwright.pretrained.base import FamilyConfig, PretrainedDenoiser
+from reelwright.pretrained.scratch import try_forward
 from reelwright.randomness import derive_seed, keyed_generator, keyed_normal
 from reelwright.recipe import Recipe
 from reelwright.training.lora import add_lora, quantize
@@ -287,9 +288,20 @@ def adapt(
 
 
 def blueprint(recipe: Recipe, codec: Any) -> Any:
-    """The recipe's denoiser for a codec, without weights: to be asked which sizes it takes."""
+    """The recipe's denoiser for a codec, without weights: to be asked which sizes it takes.
+
+    Of a frozen text encoder, which is not loaded here, the width is not known yet.
+    """
+    width = recipe.text.width if recipe.text.type == "native" else 1
     with torch.device("meta"):
-        return _denoiser(recipe, codec, 1)
+        return _denoiser(recipe, codec, width)
+
+
+def try_network(recipe: Recipe, codec: Any) -> None:
+    """UsageError where a family's network from scratch cannot compute the largest videos of the recipe."""
+    if isinstance(recipe.model, FamilyConfig):
+        largest = max(recipe.data.sizes, key=lambda size: size.frames * size.height * size.width)
+        try_forward(recipe.model, codec.channels, codec.compression.latent_size(largest))
 
 
 def _denoiser(recipe: Recipe, codec: Any, text_width: int) -> Any:

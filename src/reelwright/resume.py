@@ -43,8 +43,10 @@ def settle(recipe: Recipe) -> Recipe:
 
 
 def _saved_recipe(run_dir: Path) -> Recipe | None:
+    """The recipe of a run that has anything to go on with; one that failed before its first checkpoint binds nobody."""
     run = RunDirectory(run_dir)
-    return Recipe.load(run.recipe_path) if run.exists() else None
+    begun = run.exists() and any(not path.name.startswith(".") for path in run.checkpoints.glob("*"))
+    return Recipe.load(run.recipe_path) if begun else None
 
 
 def check_same_run(recipe: Recipe) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import importlib.util
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -32,15 +30,15 @@ from reelwright.data.augmentation import (
     check_augment,
     plan_variant,
 )
-from reelwright.data.config import DataConfig
+from reelwright.data.config import DataConfig, add_augmentation
 from reelwright.data.decode import probe, read_window
 from reelwright.data.resize import fit
+from reelwright.recipe import Recipe
 from reelwright.types import Size, UsageError
 
 SIZE = Size(5, 24, 32)
 FACTS = Facts("ab" * 32, ("a ball rolls",), Window(SIZE, 8.0, 0.5), 0.0, 3.0, 640, 480)
 ALL: tuple[Augmentation, ...] = (Flip(probability=1.0), ColourJitter(), Hue(degrees=60), Crop(), Speed())
-DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 
 
 def frames_of(size: Size = SIZE, seed: int = 0) -> Frames:
@@ -323,25 +321,6 @@ def test_a_broken_augmentation_is_named(how: Any) -> None:
         made(Broken(how=how))
 
 
-def test_the_example_of_the_docs_runs(tmp_path: Path) -> None:
-    block = re.search(r"```python\n(.*?class Reverse.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    assert block is not None and len(block[1].splitlines()) <= 25
-    path = tmp_path / "example.py"
-    path.write_text(block[1])
-    spec = importlib.util.spec_from_file_location("example", path)
-    assert spec is not None and spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    sys.modules["example"] = example
-    try:
-        spec.loader.exec_module(example)
-        _, frames, out = made(example.Reverse())
-        assert np.array_equal(out, frames[::-1])
-        spared = made(example.Reverse(), facts=replace(FACTS, captions=("a flower opens",)))
-        assert spared[0].key == ""
-    finally:
-        del sys.modules["example"]
-
-
 # -- settings
 
 
@@ -386,3 +365,64 @@ def test_a_decoding_child_needs_no_torch() -> None:
 def test_an_unknown_augmentation_lists_the_known_and_the_nearest():
     with pytest.raises(UsageError, match=r"augment\.0\.type: 'flp' is not one of them; known types: flip.*'flip'"):
         DataConfig.parse({"path": "x", "augment": [{"type": "flp"}], "variants": 2})
+
+
+# -- one made known by a script
+
+
+@pytest.fixture
+def _known_as_before():
+    before = DataConfig.model_fields["augment"].annotation
+    yield
+    DataConfig.model_fields["augment"].annotation = before
+    for config in (DataConfig, Recipe):
+        config.model_rebuild(force=True)
+
+
+@pytest.mark.usefixtures("_known_as_before")
+def test_an_added_augmentation_is_parsed_like_the_others():
+    settings = {"path": "x", "augment": [{"type": "noisy", "sigma": 3}, {"type": "flip"}], "variants": 2}
+    with pytest.raises(UsageError, match=r"augment\.0\.type: 'noisy' is not one of them; known types: flip, [^\n]*$"):
+        DataConfig.parse(settings)
+    add_augmentation(Noisy)
+    parsed = DataConfig.parse(settings)
+    assert parsed.augment == [Noisy(sigma=3), Flip()] and DataConfig.parse(parsed.plain()) == parsed
+    recipe = Recipe.parse({"run_dir": "r", "cache_dir": "c", "data": settings})
+    assert recipe.data.augment == parsed.augment and Recipe.parse(recipe.plain()) == recipe
+    with pytest.raises(UsageError, match=r"augment\.0\.type: 'nosy'.* speed, noisy; did you mean 'noisy'"):
+        Recipe.parse({"run_dir": "r", "cache_dir": "c", "data": {**settings, "augment": [{"type": "nosy"}]}})
+    with pytest.raises(UsageError, match=r"augment\.0\.sigma = -1"):
+        DataConfig.parse({**settings, "augment": [{"type": "noisy", "sigma": -1}]})
+
+
+@pytest.mark.usefixtures("_known_as_before")
+def test_added_again_it_takes_the_place_of_the_earlier_one():
+    class Louder(Noisy):
+        version = 2
+
+    add_augmentation(Noisy)
+    add_augmentation(Louder)
+    (parsed,) = DataConfig.parse({"path": "x", "augment": [{"type": "noisy"}], "variants": 2}).augment
+    assert type(parsed) is Louder
+    assert plan_variant([Louder()], FACTS, 1).key != plan_variant([Noisy()], FACTS, 1).key
+
+
+def test_an_augmentation_that_cannot_be_named_is_refused():
+    class Nameless(Augmentation):
+        pass
+
+    class Loose(Augmentation):
+        type: str = "loose"
+
+    class Mirror(Flip):
+        pass
+
+    before = DataConfig.model_fields["augment"].annotation
+    for augmentation, said in (
+        (Nameless, "Nameless: has no type"),
+        (Loose, "Loose: has no type"),
+        (Mirror, "Mirror: type = 'flip' is that of one of the package's"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            add_augmentation(augmentation)
+    assert DataConfig.model_fields["augment"].annotation == before

@@ -68,6 +68,13 @@ def test_lfs_pointers_and_pickles_are_named(model, tmp_path):
     assert "is a pickle, which can run code" in failure(tmp_path, model)
 
 
+def test_missing_weights_are_named(model, tmp_path):
+    for file in (model / "transformer").glob("*.safetensors"):
+        file.unlink()
+    said = failure(tmp_path, model)
+    assert f"{model / 'transformer'}: holds no weights (*.safetensors); download the model again" in said
+
+
 @pytest.mark.parametrize("text", ["", "[1]", "{"])
 def test_a_broken_config_is_named(model, tmp_path, text):
     (model / "transformer" / "config.json").write_text(text)

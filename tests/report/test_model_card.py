@@ -24,7 +24,7 @@ def shapes() -> list[dict[str, Any]]:
     return rows
 
 
-def card(scores: list[dict[str, Any]]) -> str:
+def card(scores: list[dict[str, Any]], pipeline: dict[str, Any] | None = None) -> str:
     recipe = {
         "seed": 0, "data": {"frames": 8, "width": 32, "height": 32, "fps": 8.0},
         "sampling": {"sampler": "euler", "steps": 8, "guidance": 2.0},
@@ -33,7 +33,7 @@ def card(scores: list[dict[str, Any]]) -> str:
         "weights": "averaged", "versions": {}, "step": 8, "seconds": 60.0, "weights_sha256": "a", "data_sha256": ""
     }  # fmt: skip
     facts = {"name": "m", "recipe": recipe, "recipe_text": "", "parameters": 1, "parts": [], "origin": origin}
-    return model_card({**facts, "data": None, "scores": scores, "index": "model_index.json"})
+    return model_card({**facts, "data": None, "scores": scores, "index": "model_index.json", "pipeline": pipeline})
 
 
 def test_a_line_a_metric_and_split_with_its_interval_and_what_it_is_read_beside() -> None:
@@ -68,3 +68,13 @@ def test_the_loss_is_told_once_and_a_metric_of_ones_own_is_not_lost() -> None:
     assert [r["metric"] for r in headline_rows([mine, while_training, held_out])] == ["held-out loss", "my own metric"]
     assert "None has been measured" in card([])
     assert "more rows" not in card([mine])
+
+
+def test_a_pipeline_that_starts_from_a_picture_is_opened_with_one() -> None:
+    told = card([], {"base": "owner/base", "terms": {"license": "mit"}, "pictures": True, "lora": False})
+    assert told.startswith("---\nlibrary_name: diffusers\npipeline_tag: image-to-video\nlicense: mit\n---\n\n# m\n")
+    assert 'pipeline(load_image("start.png"), num_frames=8, height=32, width=32)' in told
+    assert 'generate THIS_FOLDER --image "start.png"' in told and "--prompt" not in told and "adapters" not in told
+    plain = card([])
+    assert plain.startswith("---\nlibrary_name: reelwright\npipeline_tag: text-to-video\n---\n\n# m\n")
+    assert "generate THIS_FOLDER --prompt" in plain and "diffusers" not in plain

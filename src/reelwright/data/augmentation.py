@@ -4,7 +4,8 @@ Variant 0 of a sample is its plain window. What variants 1, 2, ... look like is 
 the window, variant, kind of augmentation, name of the draw) and by nothing else: not by epoch, order or machine, so
 that their latents can be cached. One draw holds for all frames of a clip.
 
-A new augmentation is a subclass of `Augmentation` that overrides `read`, `change` or both, and one line in `Augment`.
+A new augmentation is a subclass of `Augmentation` that overrides `read`, `change` or both. One of the package has its
+name in `Augment`; one of a user's script is made known by `data.config.add_augmentation`.
 """
 
 from __future__ import annotations

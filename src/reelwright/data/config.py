@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from reelwright.config import Config
-from reelwright.data.augmentation import Augment, check_augment
+from reelwright.data.augmentation import Augment, Augmentation, check_augment
 from reelwright.data.limits import LimitsConfig
 from reelwright.types import Size
 
@@ -140,3 +140,30 @@ class DataConfig(Config):
         if self.buckets is None or self.buckets == "auto":
             return (Size(self.frames, self.height, self.width),)
         return tuple(Size(*bucket) for bucket in self.buckets)
+
+
+def add_augmentation(augmentation: type[Augmentation]) -> None:
+    """Let `data.augment` name an augmentation of your own: a class with a `type` and `read`, `change` or both.
+
+    One of the same type, as a notebook's cell run twice makes it, takes the place of the earlier one. ValueError where
+    the class has no type, or that of one of the package's: their latents would be taken for one another.
+    """
+    field, kind = DataConfig.model_fields["augment"], augmentation.model_fields.get("type")
+    if kind is None or get_args(kind.annotation) != (kind.default,):
+        raise ValueError(
+            f"{augmentation.__name__}: has no type for recipes to name it by; give the class a line such as "
+            'type: Literal["mine"] = "mine"'
+        )
+    union, by_type = get_args(get_args(field.annotation)[0])
+    known = {one.model_fields["type"].default: one for one in get_args(union)}
+    if known.get(kind.default) in get_args(get_args(Augment)[0]):
+        raise ValueError(
+            f"{augmentation.__name__}: type = '{kind.default}' is that of one of the package's, whose cached latents "
+            "would be taken for this one's; choose another"
+        )
+    known[kind.default] = augmentation
+    field.annotation = list[Annotated[Union[tuple(known.values())], by_type]]  # noqa: UP007 - made at run time
+    # A recipe's schema, where it is there already, holds this one's as it was.
+    holders = [c for c in Config.__subclasses__() if any(f.annotation is DataConfig for f in c.model_fields.values())]
+    for config in (DataConfig, *holders):
+        config.model_rebuild(force=True)

@@ -1,27 +1,22 @@
-"""A LoRA run -> one file in the naming other programs read; a pretrained family -> the pipeline diffusers runs."""
+"""A LoRA run -> one file in the naming other programs read; a family's network -> where diffusers reads it."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from reelwright.config import to_yaml
 from reelwright.durable import sync
-from reelwright.loading import StoredModel, build_model, full_precision, local_recipe
-from reelwright.models.exported import METADATA_KEY, NETWORK_CONFIG, NETWORK_WEIGHTS, NETWORKS, RECIPE, Contents
+from reelwright.loading import StoredModel, local_recipe
+from reelwright.models.exported import METADATA_KEY, NETWORK_CONFIG, NETWORK_WEIGHTS, NETWORKS, Contents
 from reelwright.pretrained.base import FamilyConfig
 from reelwright.pretrained.lora_keys import comfyui_tensors, diffusers_tensors, kohya_tensors
-from reelwright.training.lora import LoraConfig, merge, updates_of
+from reelwright.training.lora import LoraConfig, updates_of
 from reelwright.types import UsageError, UserError
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def check_lora(stored: StoredModel, form: str) -> LoraConfig:
@@ -89,14 +84,6 @@ def _skeleton(stored: StoredModel, part: str) -> nn.Module:
     return nn.ModuleDict({part: model.skeleton()})
 
 
-def is_pipeline(stored: StoredModel) -> bool:
-    """Whether a model is a family's network within a pipeline of diffusers."""
-    model, recipe = stored.recipe.model, stored.recipe
-    if not (isinstance(model, FamilyConfig) and model.fits_pipeline and model.model is not None and model.subfolder):
-        return False
-    return all(getattr(part, "model", None) == model.model for part in (recipe.codec, recipe.text))  # its own, frozen
-
-
 def put_network_apart(stored: StoredModel, contents: Contents) -> None:
     """The network of a pretrained family where and as diffusers reads it: `Class.from_pretrained(OUT, "unet")`.
 
@@ -119,42 +106,3 @@ def put_network_apart(stored: StoredModel, contents: Contents) -> None:
     contents.tensors[f"{network}/{NETWORK_WEIGHTS}"] = apart
     if beside:
         contents.tensors["denoiser/model.safetensors"] = beside
-
-
-def write_pipeline(stored: StoredModel, folder: Path) -> None:
-    """The pipeline the network came from, with what was trained in its place: `DiffusionPipeline.from_pretrained`.
-
-    Adapters are added to the weights. UserError where the pipeline is not there any more.
-    """
-    model: Any = stored.recipe.model
-    source = _pipeline_folder(model.model)
-    bundle = build_model(full_precision(stored)).bundle
-    with torch.no_grad():
-        merge(bundle.denoiser)
-    networks: dict[str, Any] = bundle.denoiser.by_folder()  # pyright: ignore[reportCallIssue]
-    for file in sorted(source.rglob("*")):
-        name = file.relative_to(source)
-        if name.parts[0] in networks or name.parts[0].startswith(".") or file.suffix in PICKLES:
-            continue
-        if file.is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, folder / name)
-    for name, network in networks.items():
-        network.save_pretrained(folder / name, safe_serialization=True)
-    (folder / RECIPE).write_text(to_yaml(stored.recipe.plain()), encoding="utf-8")
-    for path in [*folder.rglob("*"), folder]:
-        sync(path)
-
-
-def _pipeline_folder(model: str) -> Path:
-    folder = Path(model)
-    if not folder.is_dir():
-        from diffusers import DiffusionPipeline
-
-        folder = Path(DiffusionPipeline.download(model, use_safetensors=True))
-    if not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"model.model = {model}: no model_index.json, so that there is no pipeline to export; use --format lora "
-            "where a LoRA was trained, or safetensors"
-        )
-    return folder

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reelwright.config import flatten
+from reelwright.config import flatten, to_yaml
 from reelwright.loading import StoredModel, class_of, is_frozen
-from reelwright.models.exported import INDEX, NETWORKS, PARTS, RECIPE, Contents, DataSummary, read_index
+from reelwright.models.exported import (
+    INDEX,
+    NETWORKS,
+    PARTS,
+    PIPELINE_INDEX,
+    RECIPE,
+    Contents,
+    DataSummary,
+    read_index,
+)
+from reelwright.models.foreign import HUB_ID
 from reelwright.prepare import Prepared, open_prepared
 from reelwright.report.model_card import model_card
 from reelwright.run import RunDirectory
@@ -89,7 +100,6 @@ def find_scores(stored: StoredModel) -> tuple[dict[str, Any], ...]:
 
 def write_card(stored: StoredModel, contents: Contents, described: Description) -> str:
     """The README.md."""
-    trained = [tensor for part in ("denoiser", "text") for tensor in stored.tensors.get(part, {}).values()]
     parts = []
     for part in PARTS:
         folders = (*NETWORKS, part) if part == "denoiser" else (part,)
@@ -98,19 +108,38 @@ def write_card(stored: StoredModel, contents: Contents, described: Description) 
         count, size = sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
         where = next(iter(held), None) or f"not copied: {_origin_of(stored, part)}"
         parts.append((part, class_of(stored.recipe, part)[1], count, size, where))
-    return model_card(
-        {
-            "name": stored.recipe.run_dir.name,
-            "recipe": stored.recipe.plain(),
-            "recipe_text": contents.texts[RECIPE],
-            "parameters": sum(tensor.numel() for tensor in trained),
-            "parts": parts,
-            "origin": stored.origin.plain(),
-            "data": described.data.plain() if described.data else None,
-            "scores": described.scores,
-            "index": INDEX,
-        }
-    )
+    return model_card(_facts(stored, described, parts, INDEX))
+
+
+def write_pipeline_card(
+    stored: StoredModel, described: Description, parts: Sequence[Sequence[Any]], terms: dict[str, Any]
+) -> str:
+    """The README.md of a pipeline, whose `parts` are its components; `terms`: what the base's card says of itself."""
+    model: Any = stored.recipe.model
+    if not Path(model.model).exists() and HUB_ID.fullmatch(model.model):
+        terms = {**terms, "base_model": model.model}
+    pipeline = {
+        "base": model.model, "terms": terms, "pictures": model.pictures is not None,
+        "lora": stored.recipe.train.lora is not None,
+    }  # fmt: skip
+    return model_card({**_facts(stored, described, parts, PIPELINE_INDEX), "pipeline": pipeline})
+
+
+def _facts(stored: StoredModel, described: Description, parts: Sequence[Sequence[Any]], index: str) -> dict[str, Any]:
+    trained = [tensor for part in ("denoiser", "text") for tensor in stored.tensors.get(part, {}).values()]
+    recipe = stored.recipe.plain()
+    return {
+        "name": stored.recipe.run_dir.name,
+        "recipe": recipe,
+        "recipe_text": to_yaml(recipe),
+        "parameters": sum(tensor.numel() for tensor in trained),
+        "parts": parts,
+        "origin": stored.origin.plain(),
+        "data": described.data.plain() if described.data else None,
+        "scores": described.scores,
+        "index": index,
+        "pipeline": None,
+    }
 
 
 def _origin_of(stored: StoredModel, part: str) -> str:

@@ -13,7 +13,15 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from reelwright.durable import sha256_of, sync
-from reelwright.models.exported import CARD, FILES, INDEX, METADATA_KEY, read_index
+from reelwright.models.exported import (
+    CARD,
+    INDEX,
+    METADATA_KEY,
+    PIPELINE_INDEX,
+    FileEntry,
+    read_index,
+    read_pipeline_index,
+)
 from reelwright.types import UsageError, UserError
 
 SINGLE = ("safetensors", "lora", "comfyui", "kohya")  # the formats that are one file
@@ -49,20 +57,29 @@ def _foreign_to_export(target: Path, single: bool) -> str:
     present = [path for path in present if path.name != ".DS_Store"]  # a file browser's, in any folder it has shown
     if not present:
         return ""
-    if not (target / INDEX).is_file():
+    pipeline = (target / PIPELINE_INDEX).is_file()
+    place, read = (PIPELINE_INDEX, read_pipeline_index) if pipeline else (INDEX, read_index)
+    if not (target / place).is_file():
         return f"the folder is not empty ({present[0].name})"
+    try:
+        files = read((target / place).read_text(encoding="utf-8"), str(target / place)).files
+    except (UserError, OSError, ValueError):
+        return f"its {place} is not of an export, or damaged"
     for path in present:
         name = path.relative_to(target).as_posix()
-        if name != INDEX and name not in FILES:
+        if name != place and name not in files:
             return f"the folder holds {name}, which is not of an export"
-    try:
-        index = read_index((target / INDEX).read_text(encoding="utf-8"), str(target / INDEX))
-    except (UserError, OSError, ValueError):
-        return f"its {INDEX} is not of an export, or damaged"
-    card = index.files.get(CARD)
-    if (target / CARD).is_file() and (card is None or sha256_of(target / CARD) != card.sha256):
-        return f"its {CARD} was edited since"
+    for name in files if pipeline else (CARD,):  # of a pipeline people edit more than the card: its scheduler, say
+        if (target / name).is_file() and _was_edited(target / name, files[name]):
+            return f"its {name} was edited since"
     return ""
+
+
+def _was_edited(file: Path, entry: FileEntry) -> bool:
+    """Weights are told by their size alone: gigabytes would take minutes to read."""
+    if file.stat().st_size != entry.bytes:
+        return True
+    return file.suffix != ".safetensors" and sha256_of(file) != entry.sha256
 
 
 @contextmanager

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from reelwright.config import to_yaml
-from reelwright.export.adapters import (
-    check_lora,
-    is_pipeline,
-    lora_files,
-    put_network_apart,
-    write_lora,
-    write_pipeline,
-)
+from reelwright.export.adapters import check_lora, lora_files, put_network_apart, write_lora
 from reelwright.export.description import FINAL, Description, find_data, find_scores, notes_of, summarise, write_card
+from reelwright.export.pipeline import check_beside_base, is_pipeline, write_pipeline
 from reelwright.export.placing import check_target, put_in_place, scratch_beside, writing_to
 from reelwright.loading import StoredModel, class_of, is_frozen, merged, open_model
 from reelwright.models.exported import (
@@ -31,6 +24,7 @@ from reelwright.models.exported import (
     FileEntry,
     ModelIndex,
     read_tensors,
+    without_place,
     write_directory,
     write_file,
 )
@@ -94,9 +88,10 @@ def export_model(
             for place in places:
                 check_target(place, out.with_name(place.name), form, overwrite)
             return _joined([_write_for_others(stored, at, form, on_progress, name) for at, name in places.items()])
-        if form == "diffusers" and is_pipeline(stored):
-            return _write_for_others(stored, target, form, on_progress)
         described = Description(find_data(stored), find_scores(stored))
+        if form == "diffusers" and is_pipeline(stored):
+            check_beside_base(stored, target, out)
+            return _write_for_others(stored, target, form, on_progress, described=described)
         return _write(merged(stored), target, form, described, copy_frozen=True, on_progress=on_progress)
 
 
@@ -137,22 +132,27 @@ def _joined(parts: list[Exported]) -> Exported:
 
 
 def _write_for_others(
-    stored: StoredModel, target: Path, form: str, on_progress: OnProgress, network: str = ""
+    stored: StoredModel,
+    target: Path,
+    form: str,
+    on_progress: OnProgress,
+    network: str = "",
+    described: Description | None = None,
 ) -> Exported:
-    """A LoRA's file (of one `network`, where experts have several) or a pipeline of diffusers: what others read."""
+    """What others read: a LoRA's file (of one `network`, where experts have several) or a `described` pipeline."""
     temporary = target.with_name(f".writing-{target.name}")
     with scratch_beside(target, temporary):
         on_progress("exporting", 0, 2)
         with writing_to(target):
-            if form == "diffusers":
-                write_pipeline(stored, temporary)
+            if described is not None:
+                write_pipeline(stored, temporary, described)
             else:
                 write_lora(stored, temporary, form, network)
         on_progress("exporting", 1, 2)
         names, num_bytes = _finish(temporary, target)
         on_progress("exporting", 2, 2)
-    origin = stored.origin
-    return Exported(target, form, origin.step, origin.weights, origin.weights_sha256, num_bytes, names, stored.warnings)
+    notes = stored.warnings if described is None else notes_of(stored, described)
+    return _exported(stored, target, form, names, num_bytes, notes)
 
 
 def _write(
@@ -185,10 +185,15 @@ def _write(
             assert written.origin == stored.origin
         names, num_bytes = _finish(temporary, target)
         on_progress("exporting", 3, 3)
+    return _exported(stored, target, form, names, num_bytes, notes_of(stored, described))
+
+
+def _exported(
+    stored: StoredModel, target: Path, form: str, names: tuple[str, ...], num_bytes: int, notes: Sequence[str]
+) -> Exported:
     origin = stored.origin
     return Exported(
-        target, form, origin.step, origin.weights, origin.weights_sha256, num_bytes, names,
-        tuple(notes_of(stored, described)),
+        target, form, origin.step, origin.weights, origin.weights_sha256, num_bytes, names, tuple(notes)
     )  # fmt: skip
 
 
@@ -222,7 +227,7 @@ def _collect(stored: StoredModel, target: Path, scratch: Path, copy_frozen: bool
             if name in FILES and file.suffix == ".safetensors":
                 tensors[name] = read_tensors(file)
             elif name in FILES:
-                texts[name] = _without_place(_read(file))
+                texts[name] = without_place(_read(file))
         if part == "text" and TOKENIZER not in texts and getattr(recipe.model, "pictures", None) is None:
             raise UserError(f"text.model = {recipe.plain()['text']['model']}: its tokenizer has no tokenizer.json")
     return Contents(texts, tensors)
@@ -248,11 +253,3 @@ def _read(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read ({error}); copy it anew where it comes from") from None
-
-
-def _without_place(text: str) -> str:
-    """A library's JSON without where it was loaded from: that is nobody's business, and differs by machine."""
-    content = json.loads(text)
-    if any(content.pop(key, None) is not None for key in ("_name_or_path", "name_or_path")):
-        return json.dumps(content, indent=2)
-    return text

@@ -8,6 +8,9 @@
                                      what was put beside it, if anything
     README.md                        the card, for people: never read, so it may be edited
 
+A fine-tuned pretrained family lies in diffusers' own layout instead, whose model_index.json is diffusers': beside it
+are recipe.yaml, the card, and reelwright.json, which holds what our model_index.json would.
+
 A part made elsewhere (CLIP, T5, AutoencoderKL) lies in its folder as its own library saves it. The same as one
 safetensors file: every tensor is named after its part, and the index with the texts in it is the metadata. Nothing of
 an index is looked up as code: it must say what the recipe says, and a recipe can only name the classes of its schema.
@@ -20,7 +23,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator
 from safetensors import SafetensorError, safe_open
@@ -33,7 +36,7 @@ from reelwright.models.foreign import LFS_HEADER, content_hash
 from reelwright.types import UsageError, UserError
 
 INDEX, RECIPE, CARD, TOKENIZER = "model_index.json", "recipe.yaml", "README.md", "text/tokenizer.json"
-CLASS_NAME = "ReelwrightModel"
+PIPELINE_INDEX = "reelwright.json"  # of a pipeline, where diffusers has INDEX
 FORMAT_VERSION = 1
 METADATA_KEY = "reelwright"  # of the one file, and its only one: several are written in a random order
 MAX_INDEX_BYTES = 10_000_000
@@ -81,17 +84,26 @@ class DataSummary(Config):
     sha256: str
 
 
-class ModelIndex(Config):
-    """What stands in model_index.json beside `_class_name` and the seal."""
+class PipelineIndex(Config):
+    """What stands in PIPELINE_INDEX beside `_class_name` and the seal."""
+
+    class_name: ClassVar[str] = "ReelwrightPipeline"
 
     format_version: Literal[1]
-    denoiser: tuple[str, str]  # library and class, as diffusers writes them
-    text: tuple[str, str]
-    codec: tuple[str, str]
     origin: Origin
     data: DataSummary | None = None
     scores: tuple[dict[str, Any], ...] = ()
     files: dict[str, FileEntry]
+
+
+class ModelIndex(PipelineIndex):
+    """The same of model_index.json, whose parts are this project's."""
+
+    class_name: ClassVar[str] = "ReelwrightModel"
+
+    denoiser: tuple[str, str]  # library and class, as diffusers writes them
+    text: tuple[str, str]
+    codec: tuple[str, str]
     texts: dict[str, str] = {}  # of the one-file form
 
     @field_validator("files", "texts")
@@ -110,6 +122,9 @@ class ModelIndex(Config):
         if not any(name in files for name in weights):
             raise ValueError(f"'{weights[0]}' is not among them")
         return files
+
+
+AnyIndex = TypeVar("AnyIndex", bound=PipelineIndex)
 
 
 @dataclass(frozen=True)
@@ -137,14 +152,23 @@ def tensors_entry(tensors: Mapping[str, Tensor]) -> FileEntry:
 
 def read_index(text: str, place: str) -> ModelIndex:
     """The index in a model_index.json or in a file's metadata; UserError where it is not ours, damaged or strange."""
+    return _read_index(text, place, ModelIndex)
+
+
+def read_pipeline_index(text: str, place: str) -> PipelineIndex:
+    """The index in a PIPELINE_INDEX; errors as `read_index`."""
+    return _read_index(text, place, PipelineIndex)
+
+
+def _read_index(text: str, place: str, kind: type[AnyIndex]) -> AnyIndex:
     try:
         content = json.loads(text)
         name = content.pop("_class_name", None)
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{place}: damaged or not an index ({error}); export the model again") from None
-    if name != CLASS_NAME:
+    if name != kind.class_name:
         raise UsageError(
-            f"{place}: _class_name = {str(name)[:80]!r}, not '{CLASS_NAME}': it holds a model of another project; "
+            f"{place}: _class_name = {str(name)[:80]!r}, not '{kind.class_name}': it holds a model of another project; "
             "give a run of Reelwright or what `reelwright export` made"
         )
     if content.get("format_version") != FORMAT_VERSION:
@@ -154,7 +178,7 @@ def read_index(text: str, place: str) -> ModelIndex:
         )
     if content.pop("sha256", None) != seal(content):
         raise UserError(f"{place}: it was changed after it was written; export the model again")
-    return ModelIndex.parse(content, origin=place)
+    return kind.parse(content, origin=place)
 
 
 def write_directory(folder: Path, contents: Contents, index_of: Callable[[dict[str, FileEntry]], ModelIndex]) -> None:
@@ -165,9 +189,14 @@ def write_directory(folder: Path, contents: Contents, index_of: Callable[[dict[s
     for name, tensors in contents.tensors.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         _save(tensors, folder / name, {"format": "pt"})
-    names = sorted([*contents.texts, *contents.tensors])
+    write_index(folder, INDEX, index_of)
+
+
+def write_index(folder: Path, place: str, index_of: Callable[[dict[str, FileEntry]], PipelineIndex]) -> None:
+    """The index of all that is in `folder`, as its last file, and everything synced. OSError."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {name: FileEntry(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name)) for name in names}
-    (folder / INDEX).write_text(index_text(index_of(files)) + "\n", encoding="utf-8")
+    (folder / place).write_text(index_text(index_of(files)) + "\n", encoding="utf-8")
     for path in [*folder.rglob("*"), folder]:
         sync(path)
 
@@ -194,12 +223,20 @@ def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -
     path.chmod(mode)
 
 
-def index_text(index: ModelIndex) -> str:
-    """What `read_index` reads."""
+def without_place(text: str) -> str:
+    """A library's JSON without where it was loaded from: that is nobody's business, and differs by machine."""
+    content = json.loads(text)
+    if any(content.pop(key, None) is not None for key in ("_name_or_path", "name_or_path")):
+        return json.dumps(content, indent=2)
+    return text
+
+
+def index_text(index: PipelineIndex) -> str:
+    """What `read_index` and `read_pipeline_index` read."""
     content = index.plain()
-    if not index.texts:
-        del content["texts"]
-    return json.dumps({"_class_name": CLASS_NAME, **content, "sha256": seal(content)}, indent=1, allow_nan=False)
+    if not content.get("texts"):
+        content.pop("texts", None)
+    return json.dumps({"_class_name": index.class_name, **content, "sha256": seal(content)}, indent=1, allow_nan=False)
 
 
 def verify_files(path: Path, index: ModelIndex) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reelwright.bundle import blueprint, check_fit, keep_buckets, settled_buckets, size_rule
+from reelwright.bundle import blueprint, check_fit, keep_buckets, settled_buckets, size_rule, try_network
 from reelwright.data.cache import Cache
 from reelwright.data.dataset import Manifest, PreparedSample, read_manifest, write_manifest
 from reelwright.data.fingerprints import text_key
@@ -139,6 +139,7 @@ def _plan(recipe: Recipe, decoders: Decoders, progress: Progress, verify: bool =
     unfitted = codec or recipe.codec.build()
     denoiser = blueprint(recipe, unfitted)
     check_fit(recipe, unfitted, denoiser)
+    try_network(recipe, unfitted)
     inspection = inspect(
         recipe.data,
         cache,

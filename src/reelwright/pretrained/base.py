@@ -8,23 +8,23 @@ Weights are safetensors only, made on the meta device first, and the class a dir
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from reelwright.config import Config, nearest
+from reelwright.config import Config
 from reelwright.diffusion.objective import ObjectiveConfig
 from reelwright.diffusion.schedule import FlowSchedule, Schedule
-from reelwright.models.foreign import Precision, load_foreign
+from reelwright.models.foreign import PICKLES, Precision, load_foreign
 from reelwright.models.layers import Checkpointing, recomputed
+from reelwright.pretrained.scratch import build_network
 from reelwright.types import Compression, Size, Text, UsageError, UserError, nearest_multiples
 
 
@@ -84,6 +84,16 @@ class FamilyConfig(Config):
         """What whoever trains with this objective should know."""
         return ()
 
+    def fitting(self, channels: int, text_width: int) -> dict[str, Any]:
+        """Arguments of diffusers' class that have to agree with codec and text; a text_width of 1 is not known yet."""
+        return {}
+
+    def fitted(self, channels: int, text_width: int) -> Self:
+        """From scratch with what `fitting` says where `config` is silent."""
+        if self.model is not None:
+            return self
+        return self.model_copy(update={"config": {**self.fitting(channels, text_width), **self.config}})
+
     def load_network(self) -> Any:
         """The network of diffusers; without weights where torch's default device is meta, for its shapes and rules.
 
@@ -106,34 +116,25 @@ class FamilyConfig(Config):
             model, subfolder = self.model, self.subfolder or None
             check_class(model, self.subfolder, (self.diffusers_class,), "model.model")
             return load_foreign(
-                lambda: self._class.from_config(self._class.load_config(model, subfolder=subfolder)),
+                lambda: self.network_class.from_config(self.network_class.load_config(model, subfolder=subfolder)),
                 model, "model.model", self.subfolder,
             )  # fmt: skip
 
     @property
-    def _class(self) -> Any:
+    def network_class(self) -> Any:
+        """diffusers' own."""
         import diffusers
 
         return getattr(diffusers, self.diffusers_class)
 
     def _from_scratch(self) -> Any:
-        known = [name for name in inspect.signature(self._class.__init__).parameters if name != "self"]
-        for name in self.config:
-            if name not in known:
-                meant = nearest(name, known) or known
-                raise UsageError(
-                    f"model.config.{name}: {self.diffusers_class} has no such argument; known: {', '.join(meant)}"
-                )
-        try:
-            network = self._class(**self.config)
-        except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-            raise UsageError(f"model.config = {self.config}: {self.diffusers_class} refuses it ({error})") from None
+        network = build_network(self.network_class, self.config)
         return network if self.dtype == "float32" else network.to(getattr(torch, self.dtype))
 
     def _from_directory(self, model: str) -> Any:
         check_class(model, self.subfolder, (self.diffusers_class,), "model.model")
         return load_foreign(
-            lambda: self._class.from_pretrained(
+            lambda: self.network_class.from_pretrained(
                 model, subfolder=self.subfolder or None, use_safetensors=True, low_cpu_mem_usage=True,
                 torch_dtype=getattr(torch, self.dtype),
             ),
@@ -177,12 +178,12 @@ class PretrainedDenoiser(nn.Module):
         if channels != in_channels:
             raise UsageError(
                 f"model.type = {self._type(config)}: takes {in_channels} latent channels, but the codec makes "
-                f"{channels}; use the codec the model was made with, or another model.config"
+                f"{channels}; {self._way(config, 'codec', 'channels')}"
             )
         if text_width not in (1, text_dim):  # 1: only sizes are asked for
             raise UsageError(
                 f"model.type = {self._type(config)}: takes text of width {text_dim}, but text.type makes "
-                f"{text_width}; use the text encoder the model was made with, or another model.config"
+                f"{text_width}; {self._way(config, 'text encoder', 'width of text')}"
             )
         self.config, self.channels, self.text_width = config, channels, text_dim
         if config.dtype != "float32":
@@ -191,6 +192,12 @@ class PretrainedDenoiser(nn.Module):
     @staticmethod
     def _type(config: FamilyConfig) -> str:
         return getattr(config, "type", "?")
+
+    @staticmethod
+    def _way(config: FamilyConfig, part: str, number: str) -> str:
+        if config.model is None:
+            return f"leave the {number} out of model.config, and it is the {part}'s"
+        return f"use the {part} the model was made with, or another model"
 
     def flow_time(self, t: Tensor) -> Tensor:
         """1000 sigma(t), `b` in t's dtype: what flow models call their timestep."""
@@ -252,6 +259,16 @@ def generating(denoiser: nn.Module) -> Iterator[None]:
         yield
     finally:
         denoiser.generating = False
+
+
+def check_channels(settings: Any) -> None:
+    """UsageError where a network does not make what it takes."""
+    takes, makes = settings.in_channels, settings.out_channels or settings.in_channels
+    if takes != makes:
+        raise UsageError(
+            f"model: takes {takes} channels and makes {makes}, as image-to-video networks do; use a text-to-video one, "
+            "or in model.config as many out_channels as in_channels"
+        )
 
 
 def check_patches(latent: Size, patch: tuple[int, int, int]) -> Size:
@@ -328,7 +345,9 @@ def _from_hub(model: str, subfolder: str, field: str) -> str:
 
 
 def _check_shards(folder: Path) -> None:
-    """UserError where an index of sharded weights names files that are not there."""
+    """UserError where there are no weights, or an index of sharded ones names files that are not there."""
+    if not any(any(folder.glob(kind)) for kind in ("*.safetensors*", *PICKLES)):  # pickles have a message of their own
+        raise UserError(f"{folder}: holds no weights (*.safetensors); download the model again")
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
             named = {Path(str(name)).name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}

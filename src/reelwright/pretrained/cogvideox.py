@@ -10,6 +10,7 @@ from torch import Tensor
 from reelwright.pretrained.base import (
     FamilyConfig,
     PretrainedDenoiser,
+    check_channels,
     check_patches,
     local_settings,
     pad_text,
@@ -52,13 +53,12 @@ class CogVideoXConfig(FamilyConfig):
             groups["text"] = t5_of_pipeline(model, length, padding="kept")
         return groups
 
+    def fitting(self, channels: int, text_width: int) -> dict[str, Any]:
+        return {"in_channels": channels, "out_channels": channels, "text_embed_dim": text_width}
+
     def build(self, channels: int, text_width: int) -> CogVideoXDenoiser:
         """UserError where the weights cannot be loaded, UsageError where codec or text do not fit."""
-        if self.model is not None:
-            return CogVideoXDenoiser(self, channels, text_width)
-        fitting = {"in_channels": channels, "out_channels": channels, "text_embed_dim": text_width}
-        fitted = self.model_copy(update={"config": {**fitting, **self.config}})
-        return CogVideoXDenoiser(fitted, channels, text_width)
+        return CogVideoXDenoiser(self.fitted(channels, text_width), channels, text_width)
 
 
 class CogVideoXDenoiser(PretrainedDenoiser):
@@ -69,11 +69,7 @@ class CogVideoXDenoiser(PretrainedDenoiser):
     def __init__(self, config: CogVideoXConfig, channels: int, text_width: int) -> None:
         network = config.load_network()
         settings = network.config
-        if settings.in_channels != settings.out_channels:
-            raise UsageError(
-                f"model: takes {settings.in_channels} channels and makes {settings.out_channels}, as CogVideoX's "
-                "image-to-video networks do; use a text-to-video one"
-            )
+        check_channels(settings)
         if settings.use_rotary_positional_embeddings and settings.attention_head_dim % 16:
             raise UsageError(
                 f"model.config.attention_head_dim = {settings.attention_head_dim}: rotary positions need a multiple of "

@@ -19,7 +19,7 @@ from torch import Tensor
 from reelwright.config import Config
 from reelwright.models.foreign import Frozen, Precision, content_hash, freeze, load_part
 from reelwright.models.layers import masked_mean
-from reelwright.pretrained.base import FamilyConfig, PretrainedDenoiser, check_patches
+from reelwright.pretrained.base import FamilyConfig, PretrainedDenoiser, check_channels, check_patches, local_settings
 from reelwright.types import Size, Text, UsageError
 
 # The words around every caption the model was trained with, and how many tokens of theirs precede the caption; part
@@ -36,6 +36,7 @@ TEMPLATE = (
 TEMPLATE_TOKENS = 95
 SKIPPED_LAYERS = 2  # of the language model, counted from its end
 CLIP_LENGTH = 77
+POOLED = 768  # width of CLIP's summary
 JOINT_ATTENTION_LAYERS = (
     "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
 )  # of a block over video and text  # fmt: skip
@@ -134,9 +135,11 @@ class HunyuanConfig(FamilyConfig):
 
     @classmethod
     def companions(cls, values: Mapping[str, Any], size: Size) -> dict[str, dict[str, Any]]:
+        """The shift is that of the directory's scheduler; else 7, as published."""
         model = values.get("model")
+        shift = local_settings(model, "scheduler/scheduler_config.json").get("shift") or 7.0
         groups: dict[str, dict[str, Any]] = {
-            "objective": {"schedule": "flow", "shift": 7.0, "prediction": "velocity"},
+            "objective": {"schedule": "flow", "shift": shift, "prediction": "velocity"},
             "sampling": {"sampler": "euler", "steps": 50, "guidance": 1.0},
         }
         if model is not None:
@@ -145,9 +148,13 @@ class HunyuanConfig(FamilyConfig):
             groups["model"] = {"type": "hunyuan", "summary": "first_token"}
         return groups
 
+    def fitting(self, channels: int, text_width: int) -> dict[str, Any]:
+        text = {"text_embed_dim": text_width, "pooled_projection_dim": min(POOLED, text_width)}
+        return {"in_channels": channels, "out_channels": channels, **(text if text_width > 1 else {})}
+
     def build(self, channels: int, text_width: int) -> HunyuanDenoiser:
         """UserError where the weights cannot be loaded, UsageError where codec or text do not fit."""
-        return HunyuanDenoiser(self, channels, text_width)
+        return HunyuanDenoiser(self.fitted(channels, text_width), channels, text_width)
 
 
 class HunyuanDenoiser(PretrainedDenoiser):
@@ -160,11 +167,19 @@ class HunyuanDenoiser(PretrainedDenoiser):
 
     def __init__(self, config: HunyuanConfig, channels: int, text_width: int) -> None:
         network = config.load_network()
+        check_channels(network.config)
         super().__init__(config, channels, text_width, network.config.in_channels, network.config.text_embed_dim)
         if network.config.pooled_projection_dim > network.config.text_embed_dim:
             raise UsageError(
                 f"model.config: pooled_projection_dim = {network.config.pooled_projection_dim} is above "
                 f"text_embed_dim = {network.config.text_embed_dim}; the summary travels as one of the text's tokens"
+            )
+        told = {name: getattr(config, name) for name in ("embedded_guidance", "training_guidance")}
+        changed = [name for name, value in told.items() if value != HunyuanConfig.model_fields[name].default]
+        if changed and not network.config.guidance_embeds:
+            raise UsageError(
+                f"model.{changed[0]} = {told[changed[0]]:g} has no effect: this network is not told of guidance "
+                "(guidance_embeds = false); leave it out and use sampling.guidance"
             )
         self.transformer, self.summary = network, config.summary
         self.guidance = (config.training_guidance, config.embedded_guidance)

@@ -194,9 +194,13 @@ class Hunyuan15Config(FamilyConfig):
             "none; those made for captions alone are the t2v ones",
         )
 
+    def fitting(self, channels: int, text_width: int) -> dict[str, Any]:
+        text = {"text_embed_dim": text_width - self.marked_text} if text_width > 1 else {}
+        return {"in_channels": 2 * channels + 1, "out_channels": channels, **text}
+
     def build(self, channels: int, text_width: int) -> Hunyuan15Denoiser:
         """UserError where the weights cannot be loaded, UsageError where codec or text do not fit."""
-        return Hunyuan15Denoiser(self, channels, text_width)
+        return Hunyuan15Denoiser(self.fitted(channels, text_width), channels, text_width)
 
 
 class Hunyuan15Denoiser(PretrainedDenoiser):

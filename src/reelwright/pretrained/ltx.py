@@ -8,7 +8,14 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from reelwright.pretrained.base import FamilyConfig, PretrainedDenoiser, check_patches, local_settings, t5_of_pipeline
+from reelwright.pretrained.base import (
+    FamilyConfig,
+    PretrainedDenoiser,
+    check_channels,
+    check_patches,
+    local_settings,
+    t5_of_pipeline,
+)
 from reelwright.types import Size, Text, UsageError
 
 COMPRESSION = (8, 32, 32)  # frames, height and width that a latent of the published autoencoders covers
@@ -41,17 +48,16 @@ class LTXConfig(FamilyConfig):
             groups["text"] = t5_of_pipeline(model, length=128, padding="encoded")
         return groups
 
-    def build(self, channels: int, text_width: int) -> LTXDenoiser:
-        """UserError where the weights cannot be loaded, UsageError where codec or text do not fit."""
-        if self.model is not None:
-            return LTXDenoiser(self, channels, text_width)
+    def fitting(self, channels: int, text_width: int) -> dict[str, Any]:
         width = self.config.get("num_attention_heads", 32) * self.config.get("attention_head_dim", 64)
-        fitting = {
+        return {
             "in_channels": channels, "out_channels": channels, "caption_channels": text_width,
             "cross_attention_dim": width,
         }  # fmt: skip
-        fitted = self.model_copy(update={"config": {**fitting, **self.config}})
-        return LTXDenoiser(fitted, channels, text_width)
+
+    def build(self, channels: int, text_width: int) -> LTXDenoiser:
+        """UserError where the weights cannot be loaded, UsageError where codec or text do not fit."""
+        return LTXDenoiser(self.fitted(channels, text_width), channels, text_width)
 
 
 class LTXDenoiser(PretrainedDenoiser):
@@ -62,6 +68,7 @@ class LTXDenoiser(PretrainedDenoiser):
     def __init__(self, config: LTXConfig, channels: int, text_width: int) -> None:
         network = config.load_network()
         settings = network.config
+        check_channels(settings)
         if (settings.patch_size, settings.patch_size_t) != (1, 1):
             raise UsageError(
                 f"model: patch_size = {settings.patch_size}, patch_size_t = {settings.patch_size_t}: LTX-Video takes "

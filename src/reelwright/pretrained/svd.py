@@ -170,11 +170,12 @@ class SVDConfig(FamilyConfig):
             "has to teach them another task first; leave `objective` out for the one they were trained for",
         )
 
+    def fitting(self, channels: int, text_width: int) -> dict[str, Any]:
+        return {"in_channels": 2 * channels, "out_channels": channels}
+
     def build(self, channels: int, text_width: int) -> SVDDenoiser:
         """UserError where the weights cannot be loaded, UsageError where codec or text do not fit."""
-        fitting = {"in_channels": 2 * channels, "out_channels": channels}
-        config = self if self.model else self.model_copy(update={"config": {**fitting, **self.config}})
-        return SVDDenoiser(config, channels, text_width)
+        return SVDDenoiser(self.fitted(channels, text_width), channels, text_width)
 
 
 class SVDDenoiser(PretrainedDenoiser):

@@ -23,6 +23,7 @@ from reelwright.models.foreign import freeze, load_foreign
 from reelwright.pretrained.base import (
     FamilyConfig,
     PretrainedDenoiser,
+    check_channels,
     check_patches,
     local_settings,
     pad_text,
@@ -95,6 +96,10 @@ class WanConfig(FamilyConfig):
             "samples are made while this trains; make them with `reelwright generate` from the run",
         )
 
+    def fitting(self, channels: int, text_width: int) -> dict[str, Any]:
+        text = {"text_dim": text_width} if text_width > 1 else {}
+        return {"in_channels": channels, "out_channels": channels, **text}
+
     def build(self, channels: int, text_width: int) -> WanDenoiser | WanExperts:
         """UserError where the weights cannot be loaded, UsageError where codec, text or `expert` do not fit."""
         boundary = boundary_ratio(self.model) if self.model is not None and self.subfolder else None
@@ -104,7 +109,7 @@ class WanConfig(FamilyConfig):
                 "trains: high, low or both (both too where nothing is trained)"
             )
         if self.expert is None:
-            return WanDenoiser(self, channels, text_width)
+            return WanDenoiser(self.fitted(channels, text_width), channels, text_width)
         if boundary is None:
             raise UsageError(
                 f"model.expert = {self.expert}: {self.model} has one network (its {INDEX} names no boundary_ratio); "
@@ -139,6 +144,7 @@ class _Wan(PretrainedDenoiser):
 
     def __init__(self, config: WanConfig, channels: int, text_width: int, networks: Mapping[str, Any]) -> None:
         settings = next(iter(networks.values())).config
+        check_channels(settings)
         super().__init__(config, channels, text_width, settings.in_channels, settings.text_dim)
         self.patch_size, self.text_length = tuple(settings.patch_size), config.text_length
         for name, network in networks.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reelwright.config import to_yaml
 from reelwright.report.scores import numbered_conditions
 from reelwright.run import is_number
 
@@ -25,38 +26,27 @@ BESIDE = (
     "chance", "model, shuffled captions", "real clips", "real clips against real clips", "renderer", "untrained model",
 )  # fmt: skip
 
-HEAD = """\
----
-library_name: reelwright
-pipeline_tag: text-to-video
----
-
-"""
-
 
 def model_card(facts: Mapping[str, Any]) -> str:
     """Markdown; the same facts give the same card.
 
     `facts`: name, recipe (plain), recipe_text, parameters (how many were trained), parts (rows of part, class, numbers,
     bytes, where it lies), origin, data (or None), scores (all of them; the card shows what a reader looks for), index
-    (the file beside the card that holds the rest).
+    (the file beside the card that holds the rest), pipeline (None, or of one that diffusers runs: base, its name;
+    terms, what the base's card says of its licence; pictures, whether it starts from one; lora, whether adapters were
+    trained).
     """
     recipe, origin = facts["recipe"], facts["origin"]
-    data, sampling = recipe["data"], recipe["sampling"]
+    head, told = _pipeline_use(facts) if facts["pipeline"] else _use(facts)
     weights = "the moving average of the weights" if origin["weights"] == "averaged" else "the last weights"
     lines = [
+        "---",
+        *to_yaml(head).splitlines(),
+        "---",
+        "",
         f"# {facts['name']}",
         "",
-        f"A text-to-video model trained with Reelwright {origin['versions'].get('reelwright', '')}: "
-        f"{data['frames']} frames of {data['width']}x{data['height']} at {data['fps']:g} frames a second, "
-        f"{facts['parameters']:,} trained parameters.",
-        "",
-        "## Use",
-        "",
-        '    reelwright generate THIS_FOLDER --prompt "..." --out video.mp4',
-        "",
-        f"Unless told otherwise it samples with {sampling['sampler']}, {sampling['steps']} steps and guidance "
-        f"{sampling['guidance']:g}. It knows what its captions named and little else.",
+        *told,
         "",
         "## Parts",
         "",
@@ -84,7 +74,65 @@ def model_card(facts: Mapping[str, Any]) -> str:
         "",
         *("    " + line for line in facts["recipe_text"].splitlines()),
     ]
-    return HEAD + "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n"
+
+
+def _use(facts: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """The fields at the card's head; what the model is and how it is used."""
+    return {"library_name": "reelwright", "pipeline_tag": "text-to-video"}, [
+        f"A text-to-video model trained with {_maker(facts)}: {_videos(facts)}, "
+        f"{facts['parameters']:,} trained parameters.",
+        "",
+        "## Use",
+        "",
+        '    reelwright generate THIS_FOLDER --prompt "..." --out video.mp4',
+        "",
+        f"Unless told otherwise it samples with {_sampling(facts)}. It knows what its captions named and little else.",
+    ]
+
+
+def _pipeline_use(facts: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """The same of a base that was trained further, for diffusers in the first place."""
+    pipeline, data = facts["pipeline"], facts["recipe"]["data"]
+    start = "start.png" if pipeline["pictures"] else "..."
+    given = f'load_image("{start}")' if pipeline["pictures"] else f'"{start}"'
+    task = "image-to-video" if pipeline["pictures"] else "text-to-video"
+    rest = ", in adapters that were added to its weights" if pipeline["lora"] else ""
+    helpers = "export_to_video, load_image" if pipeline["pictures"] else "export_to_video"
+    head = {"library_name": "diffusers", "pipeline_tag": task, **pipeline["terms"]}
+    return head, [
+        f"The {task} model `{pipeline['base']}`, trained further with {_maker(facts)} on {_videos(facts)}: "
+        f"{facts['parameters']:,} trained parameters{rest}.",
+        "",
+        "## Use",
+        "",
+        "    from diffusers import DiffusionPipeline",
+        f"    from diffusers.utils import {helpers}",
+        "",
+        '    pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER")',
+        f"    video = pipeline({given}, num_frames={data['frames']}, height={data['height']}, width={data['width']})",
+        f'    export_to_video(video.frames[0], "video.mp4", fps={max(1, round(data["fps"]))})',
+        "",
+        "There the scheduler is the base's, and steps and guidance are as the pipeline has them unless they are given. "
+        f"Reelwright takes the folder too, and samples with {_sampling(facts)}:",
+        "",
+        f'    reelwright generate THIS_FOLDER {"--image" if pipeline["pictures"] else "--prompt"} "{start}" '
+        "--out video.mp4",
+    ]
+
+
+def _maker(facts: Mapping[str, Any]) -> str:
+    return f"Reelwright {facts['origin']['versions'].get('reelwright', '')}"
+
+
+def _videos(facts: Mapping[str, Any]) -> str:
+    data = facts["recipe"]["data"]
+    return f"{data['frames']} frames of {data['width']}x{data['height']} at {data['fps']:g} frames a second"
+
+
+def _sampling(facts: Mapping[str, Any]) -> str:
+    sampling = facts["recipe"]["sampling"]
+    return f"{sampling['sampler']}, {sampling['steps']} steps and guidance {sampling['guidance']:g}"
 
 
 def _data_sentence(data: Mapping[str, Any] | None) -> str:
