@@ -15,7 +15,7 @@ $(VENV)/.demo-installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ui,ray,scenes]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ui,ray,scenes,quantize,bnb]'
 	touch $@ $(VENV)/.demo-installed
 
 demo: $(VENV)/.demo-installed  ## the main job, from rendered clips to scored videos

@@ -89,6 +89,18 @@ def test_interrupted_equals_uninterrupted(tiny, trained_run, stop, number):
     assert not [line for line in said if "damaged" in line]
 
 
+def test_eight_bit_moments_train_and_go_on_bit_for_bit(tiny, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    wide = ("train.optimizer=adamw8bit", "train.steps=6", "model.width=64", "model.heads=4")  # its blocks hold 4,096
+    whole = quietly(tiny(*wide, f"run_dir={tmp_path / 'whole'}"))
+    assert quietly(tiny(*wide), on_step=stop_at(3)).step == 4
+    parts = quietly(tiny(*wide))
+    assert parts.step == whole.step == 6 and hashes(parts.run_dir, 6) == hashes(whole.run_dir, 6)
+    assert figures(parts.run_dir) == figures(whole.run_dir)
+    full = quietly(tiny(*wide, "train.optimizer=adamw", f"run_dir={tmp_path / 'full'}"))
+    assert hashes(full.run_dir, 6) != hashes(whole.run_dir, 6)
+
+
 def test_a_finished_run_is_left_as_it_is_and_said_to_be_finished(tiny):
     said: list[str] = []
     run = train(tiny(), say=said.append).run_dir

@@ -1,12 +1,15 @@
 """HunyuanVideo against diffusers' own pipeline: embedded guidance, true guidance, and its two text encoders."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from family_parity import CPU, NEGATIVE, PROMPTS, family_recipe, load, open_pipeline, our_latents
+from family_parity import CPU, NEGATIVE, PROMPTS, family_recipe, flow_times, load, open_pipeline, our_latents
+from reelwright.bundle import DenoisingLoss
 from reelwright.generate import encode_prompts, walk_times
 from reelwright.pretrained.hunyuan import TEMPLATE, HunyuanConfig
 from reelwright.types import UsageError
@@ -86,6 +89,41 @@ def test_guidance_is_told_as_1_while_training_and_as_set_while_generating(recipe
     assert told == [[1000.0], [6000.0]] and not bundle.denoiser.generating
 
 
+def test_training_input_target_and_loss_are_those_of_flow_matching(recipe, pipeline):
+    """The scheduler's own corruption, the velocity noise - x0, a guidance of 1, mean squared error."""
+    bundle = load(recipe)
+    generator = torch.Generator().manual_seed(3)
+    x0, noise = (torch.randn(2, 4, 3, 4, 4, generator=generator) for _ in range(2))
+    pipeline.scheduler.set_timesteps(4)
+    sigmas = pipeline.scheduler.sigmas[1:3]
+    times = flow_times(sigmas, bundle.objective.schedule)
+    x_t = pipeline.scheduler.scale_noise(x0, pipeline.scheduler.timesteps[1:3], noise)
+    assert (bundle.objective.corrupt(x0, noise, times) - x_t).abs().max() <= 1e-5
+    with torch.no_grad():
+        words, pooled, mask = pipeline.encode_prompt(PROMPTS, prompt_template=template_of(recipe))
+        prediction = pipeline.transformer(
+            x_t, 1000 * sigmas, words, mask, pooled, guidance=torch.full((2,), 1000.0), return_dict=False
+        )[0]
+        ours = DenoisingLoss(bundle)(x0, noise, times.float(), encode_prompts(bundle, PROMPTS, CPU))
+    assert torch.allclose(ours, ((prediction - (noise - x0)) ** 2).flatten(1).mean(1), atol=1e-4)
+    assert ours.min() > 0.1
+
+
+def test_what_the_directory_says_and_what_has_no_effect(hunyuan, recipe, tmp_path):
+    """The shift is its scheduler's; a network that is not told of guidance refuses one."""
+    assert recipe.objective.shift == 7.0
+    other = shutil.copytree(hunyuan, tmp_path / "other")
+    settings = json.loads((other / "scheduler" / "scheduler_config.json").read_text())
+    (other / "scheduler" / "scheduler_config.json").write_text(json.dumps({**settings, "shift": 17.0}))
+    assert family_recipe(tmp_path, "hunyuan", other, text={"type": "hunyuan"}).objective.shift == 17.0
+    deaf = {"guidance_embeds": False, "num_layers": 1, "num_single_layers": 1}
+    with torch.device("meta"):
+        HunyuanConfig.parse({"config": deaf}).build(16, 4096)
+        for field in ("embedded_guidance", "training_guidance"):
+            with pytest.raises(UsageError, match=f"model.{field} = 3 has no effect: this network is not told"):
+                HunyuanConfig.parse({"config": deaf, field: 3}).build(16, 4096)
+
+
 def test_full_size():
     with torch.device("meta"):
         model = HunyuanConfig().build(channels=16, text_width=4096)
@@ -105,7 +143,7 @@ def test_a_network_from_scratch_takes_any_text(tmp_path):
     assert out.shape == (2, 6, 2, 4, 4) and out.isfinite().all()
     with pytest.raises(UsageError, match="pooled_projection_dim = 13"):
         HunyuanConfig.parse({"config": {**small, "pooled_projection_dim": 13}}).build(6, 12)
-    with pytest.raises(UsageError, match=r"model.config.layers: .* no such argument; known: num_layers"):
+    with pytest.raises(UsageError, match=r"model.config.layers: .* no such argument; did you mean num_layers"):
         HunyuanConfig.parse({"config": {"layers": 2}}).build(6, 12)
     with pytest.raises(UsageError, match="takes 6 latent channels, but the codec makes 4"):
         HunyuanConfig.parse({"config": small}).build(4, 12)

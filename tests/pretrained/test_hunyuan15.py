@@ -299,7 +299,7 @@ def test_what_does_not_fit_is_named():
         build(marked_text=True)
     with pytest.raises(UsageError, match="text_embed_2_dim = 16 is above text_embed_dim = 12"):
         build(width=13, marked_text=True, text_embed_2_dim=16)
-    with pytest.raises(UsageError, match=r"model.config.layers: .* no such argument; known: num_layers"):
+    with pytest.raises(UsageError, match=r"model.config.layers: .* no such argument; did you mean num_layers"):
         build(layers=2)
 
 

@@ -67,7 +67,7 @@ def test_what_fits_is_let_through_and_draws_nothing(family):
         ("hunyuan", {"attention_head_dim": 18}, "numbers do not fit together"),
         ("hunyuan", {"out_channels": 5}, "takes 6 channels and makes 5"),
         ("hunyuan", {"num_layers": -1}, "num_layers = -1: must not be negative"),
-        ("hunyuan", {"num_layer": 1}, "num_layer: HunyuanVideo.* has no such argument; known: num_layers"),
+        ("hunyuan", {"num_layer": 1}, "num_layer: HunyuanVideo.* has no such argument; did you mean num_layers"),
         ("wan", {"out_channels": 5}, "takes 6 channels and makes 5, as image-to-video networks do"),
         ("wan", {"attention_head_dim": 7}, "WanTransformer3DModel refuses it|numbers do not fit together"),
         ("ltx", {"out_channels": 5}, "takes 6 channels and makes 5"),

@@ -207,6 +207,9 @@ def with_loras(loaded: LoadedModel, wanted: Sequence[str]) -> LoadedModel:
         path, scale = lora_and_scale(text)
         path, network, expert = _adapted(path, loaded.bundle.denoiser)
         if not path.is_file():
+            file, _, word = str(path).rpartition(":")
+            if Path(file).is_file():
+                raise UsageError(f"--lora {text}: '{word}' is no number, and no expert of this model; give FILE:SCALE")
             raise UsageError(f"--lora {text}: no such file; give a .safetensors file, or FILE:SCALE")
         tensors, denoiser = read_tensors(path), loaded.bundle.denoiser
         new = tuple(f"{name}." for name in getattr(denoiser, "lora_also_trains", ()))

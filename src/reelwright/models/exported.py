@@ -169,7 +169,8 @@ def _read_index(text: str, place: str, kind: type[AnyIndex]) -> AnyIndex:
     if name != kind.class_name:
         raise UsageError(
             f"{place}: _class_name = {str(name)[:80]!r}, not '{kind.class_name}': it holds a model of another project; "
-            "give a run of Reelwright or what `reelwright export` made"
+            "give a run of Reelwright or what `reelwright export` made, or for a published model a recipe that names "
+            "it (model: {type: wan, model: FOLDER})"
         )
     if content.get("format_version") != FORMAT_VERSION:
         raise UsageError(

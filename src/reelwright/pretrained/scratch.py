@@ -32,8 +32,9 @@ def build_network(cls: Any, arguments: dict[str, Any]) -> Any:
     known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
     for name, value in arguments.items():
         if name not in known:
-            meant = nearest(name, known) or known
-            raise UsageError(f"model.config.{name}: {cls.__name__} has no such argument; known: {', '.join(meant)}")
+            meant = nearest(name, known)
+            hint = f"did you mean {' or '.join(meant)}?" if meant else f"known: {', '.join(known)}"
+            raise UsageError(f"model.config.{name}: {cls.__name__} has no such argument; {hint}")
         if isinstance(value, int) and value < 0:
             raise UsageError(f"model.config.{name} = {value}: must not be negative")
     try:

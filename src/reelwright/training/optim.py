@@ -67,11 +67,15 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     A parameter that has had no gradient yet has no state; it is given what the optimizer would start it with, so that
     a missing tensor always means damage.
     """
-    tensors = {}
+    tensors, seen = {}, set()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             for key, value in _state_of(optimizer, parameter).items():
-                tensors[f"{key}.{name}"] = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+                tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+                place = tensor.data_ptr()
+                # bitsandbytes' tables are one for all parameters, and a file of tensors holds no shared ones
+                tensors[f"{key}.{name}"] = tensor.clone() if place in seen else tensor
+                seen.add(place)
     return tensors
 
 
