@@ -14,6 +14,7 @@ from reelwright.bundle import Bundle, DenoisingLoss, build_bundle, objective_of_
 from reelwright.generate import Compute, denoise_latents, encode_prompts, walk_times
 from reelwright.models.offload import find_blocks
 from reelwright.pretrained.wan import WanConfig, WanExperts
+from reelwright.training.lora import LoraConfig, add_lora
 from reelwright.types import Size, Text, UsageError, UserError
 from tiny_families import save_wan, unipc
 from tiny_wan22 import BOUNDARY, save_5b, save_experts
@@ -347,8 +348,24 @@ def published(name: str, folder: Path, *networks: str, **index: Any) -> str:
     for network in networks:
         (folder / network).mkdir(parents=True)
         (folder / network / "config.json").write_text(json.dumps(ours))
+        (folder / network / "diffusion_pytorch_model.safetensors").touch()  # of the weights only the place
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline", **index}))
     return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "layers", "trained"),
+    [("t2v.json", 14_288_491_584, 400, 153_354_240), ("t2v_1.3B.json", 1_418_996_800, 300, 43_745_280)],
+)
+def test_published_sizes_and_what_lora_adds(tmp_path, name, count, layers, trained):
+    model = published(name, tmp_path, "transformer")
+    with torch.device("meta"):
+        denoiser = WanConfig.parse({"model": model}).build(channels=16, text_width=4096)
+        assert sum(p.numel() for p in denoiser.parameters()) == count
+        assert len(add_lora(denoiser, LoraConfig(rank=32), denoiser.lora_targets)) == layers
+    assert sum(p.numel() for p in denoiser.parameters() if p.requires_grad) == trained
+    held = sum(p.numel() * p.element_size() for p in denoiser.to(torch.bfloat16).parameters())
+    assert held == 2 * (count + trained)  # bytes of the weights in half precision
 
 
 @pytest.mark.parametrize(("expert", "count"), [("high", 14_288_491_584), ("both", 2 * 14_288_491_584)])
