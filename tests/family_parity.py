@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,27 @@ def our_latents(bundle: Bundle, recipe: Recipe, prompts: list[str], negative: st
     return denoise_latents(
         bundle, latents, times, positive, other, recipe.sampling, CPU, draw_noise=lambda: torch.zeros_like(latents)
     )
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Two clips of latents on their way to noise, at two sigmas of a pipeline's scheduler."""
+
+    x0: torch.Tensor
+    noise: torch.Tensor
+    sigmas: torch.Tensor
+    times: torch.Tensor
+    x_t: torch.Tensor
+
+
+def noised_by_scheduler(pipeline: Any, bundle: Bundle, channels: int) -> Noised:
+    """The scheduler's own corruption, which is the objective's too."""
+    generator = torch.Generator().manual_seed(3)
+    x0, noise = (torch.randn(2, channels, 3, 4, 4, generator=generator) for _ in range(2))
+    pipeline.scheduler.set_timesteps(4)
+    sigmas = pipeline.scheduler.sigmas[1:3]
+    times = flow_times(sigmas, bundle.objective.schedule)
+    x_t = pipeline.scheduler.scale_noise(x0, pipeline.scheduler.timesteps[1:3], noise)
+    assert (bundle.objective.corrupt(x0, noise, times) - x_t).abs().max() <= 1e-5
+    assert torch.equal(bundle.objective.target(x0, noise, times), noise - x0)
+    return Noised(x0, noise, sigmas, times, x_t)

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from family_parity import CPU, NEGATIVE, PROMPTS, family_recipe, flow_times, load, open_pipeline, our_latents
+from family_parity import (
+    CPU,
+    NEGATIVE,
+    PROMPTS,
+    family_recipe,
+    load,
+    noised_by_scheduler,
+    open_pipeline,
+    our_latents,
+)
 from reelwright.bundle import DenoisingLoss
 from reelwright.generate import encode_prompts, walk_times
 from reelwright.pretrained.hunyuan import TEMPLATE, HunyuanConfig
@@ -92,20 +101,14 @@ def test_guidance_is_told_as_1_while_training_and_as_set_while_generating(recipe
 def test_training_input_target_and_loss_are_those_of_flow_matching(recipe, pipeline):
     """The scheduler's own corruption, the velocity noise - x0, a guidance of 1, mean squared error."""
     bundle = load(recipe)
-    generator = torch.Generator().manual_seed(3)
-    x0, noise = (torch.randn(2, 4, 3, 4, 4, generator=generator) for _ in range(2))
-    pipeline.scheduler.set_timesteps(4)
-    sigmas = pipeline.scheduler.sigmas[1:3]
-    times = flow_times(sigmas, bundle.objective.schedule)
-    x_t = pipeline.scheduler.scale_noise(x0, pipeline.scheduler.timesteps[1:3], noise)
-    assert (bundle.objective.corrupt(x0, noise, times) - x_t).abs().max() <= 1e-5
+    at = noised_by_scheduler(pipeline, bundle, 4)
     with torch.no_grad():
         words, pooled, mask = pipeline.encode_prompt(PROMPTS, prompt_template=template_of(recipe))
         prediction = pipeline.transformer(
-            x_t, 1000 * sigmas, words, mask, pooled, guidance=torch.full((2,), 1000.0), return_dict=False
+            at.x_t, 1000 * at.sigmas, words, mask, pooled, guidance=torch.full((2,), 1000.0), return_dict=False
         )[0]
-        ours = DenoisingLoss(bundle)(x0, noise, times.float(), encode_prompts(bundle, PROMPTS, CPU))
-    assert torch.allclose(ours, ((prediction - (noise - x0)) ** 2).flatten(1).mean(1), atol=1e-4)
+        ours = DenoisingLoss(bundle)(at.x0, at.noise, at.times.float(), encode_prompts(bundle, PROMPTS, CPU))
+    assert torch.allclose(ours, ((prediction - (at.noise - at.x0)) ** 2).flatten(1).mean(1), atol=1e-4)
     assert ours.min() > 0.1
 
 

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from family_parity import CPU, NEGATIVE, family_recipe, flow_times, load, open_pipeline, our_latents
+from family_parity import (
+    CPU,
+    NEGATIVE,
+    family_recipe,
+    load,
+    noised_by_scheduler,
+    open_pipeline,
+    our_latents,
+)
 from reelwright.bundle import DenoisingLoss, build_text
 from reelwright.config import to_yaml
 from reelwright.data.dataset import pad_texts
@@ -198,23 +206,16 @@ def test_encoded_and_decoded_as_the_pipeline_does_it_in_tiles(recipe, pipeline, 
 def test_training_input_target_and_loss_are_those_of_the_pipeline(recipe, pipeline):
     """Velocity noise - x0 on the scheduler's own line between them, told as 1000 sigma; texts and picture padded."""
     bundle = load(recipe)
-    generator = torch.Generator().manual_seed(3)
-    x0, noise = (torch.randn(2, 4, 3, 4, 4, generator=generator) for _ in range(2))
-    pipeline.scheduler.set_timesteps(4)
-    sigmas = pipeline.scheduler.sigmas[1:3]
-    times = flow_times(sigmas, bundle.objective.schedule)
-    x_t = pipeline.scheduler.scale_noise(x0, pipeline.scheduler.timesteps[1:3], noise)
-    assert (bundle.objective.corrupt(x0, noise, times) - x_t).abs().max() <= 1e-5
-    assert torch.equal(bundle.objective.target(x0, noise, times), noise - x0)
+    at = noised_by_scheduler(pipeline, bundle, 4)
     with torch.no_grad():
         words, mask, quoted, quoted_mask = pipeline.encode_prompt(PROMPTS, batch_size=2)
         prediction = pipeline.transformer(
-            torch.cat([x_t, torch.zeros(2, 5, 3, 4, 4)], dim=1), 1000 * sigmas, words, mask,
+            torch.cat([at.x_t, torch.zeros(2, 5, 3, 4, 4)], dim=1), 1000 * at.sigmas, words, mask,
             encoder_hidden_states_2=quoted, encoder_attention_mask_2=quoted_mask,
             image_embeds=torch.zeros(2, 729, 8), return_dict=False,
         )[0]  # fmt: skip
-        ours = DenoisingLoss(bundle)(x0, noise, times.float(), encode_prompts(bundle, PROMPTS, CPU))
-    expected = ((prediction - (noise - x0)) ** 2).flatten(1).mean(1)
+        ours = DenoisingLoss(bundle)(at.x0, at.noise, at.times.float(), encode_prompts(bundle, PROMPTS, CPU))
+    expected = ((prediction - (at.noise - at.x0)) ** 2).flatten(1).mean(1)
     assert torch.allclose(ours, expected, atol=1e-4) and ours.min() > 0.1
 
 

@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from family_parity import CPU, NEGATIVE, PROMPTS, family_recipe, flow_times, load, open_pipeline, our_latents
+from family_parity import (
+    CPU,
+    NEGATIVE,
+    PROMPTS,
+    family_recipe,
+    flow_times,
+    load,
+    noised_by_scheduler,
+    open_pipeline,
+    our_latents,
+)
 from reelwright.bundle import DenoisingLoss
 from reelwright.generate import encode_prompts, walk_times
 from reelwright.pretrained.wan import WanConfig
@@ -101,19 +111,13 @@ def test_latents_are_normalised_as_the_model_knows_them(wan, pipeline, tmp_path)
 def test_training_input_target_and_loss_are_those_of_flow_matching(wan, pipeline, tmp_path):
     """The scheduler's own corruption, the velocity noise - x0, mean squared error."""
     bundle = load(family_recipe(tmp_path, "wan", wan))
-    generator = torch.Generator().manual_seed(3)
-    x0, noise = (torch.randn(2, 16, 3, 4, 4, generator=generator) for _ in range(2))
-    pipeline.scheduler.set_timesteps(4)
-    sigmas = pipeline.scheduler.sigmas[1:3]
-    times = flow_times(sigmas, bundle.objective.schedule)
-    x_t = pipeline.scheduler.scale_noise(x0, pipeline.scheduler.timesteps[1:3], noise)
-    assert (bundle.objective.corrupt(x0, noise, times) - x_t).abs().max() <= 1e-5
+    at = noised_by_scheduler(pipeline, bundle, 16)
     text = encode_prompts(bundle, PROMPTS, CPU)
     with torch.no_grad():
         padded = torch.nn.functional.pad(text.values * text.mask[..., None], (0, 0, 0, 512 - text.values.shape[1]))
-        prediction = pipeline.transformer(x_t, 1000 * sigmas, padded, return_dict=False)[0]
-        ours = DenoisingLoss(bundle)(x0, noise, times.float(), text)
-    assert torch.allclose(ours, ((prediction - (noise - x0)) ** 2).flatten(1).mean(1), atol=1e-4)
+        prediction = pipeline.transformer(at.x_t, 1000 * at.sigmas, padded, return_dict=False)[0]
+        ours = DenoisingLoss(bundle)(at.x0, at.noise, at.times.float(), text)
+    assert torch.allclose(ours, ((prediction - (at.noise - at.x0)) ** 2).flatten(1).mean(1), atol=1e-4)
 
 
 @pytest.mark.parametrize(
