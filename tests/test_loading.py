@@ -98,7 +98,7 @@ def test_a_recipe_is_a_model_of_random_weights_and_says_so(tmp_path: Path) -> No
 def test_what_is_no_model_is_refused_with_what_would_be(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.mp4").write_bytes(b"")
-    found = "no such file or folder" if name == "nothing" else "not a model"
+    found = "not a model: no such file or folder" if name == "nothing" else "not a model"
     with pytest.raises(UsageError, match=f"{found}; give a run directory"):
         load_model(str(tmp_path / name))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args
 
@@ -225,10 +226,22 @@ def _fill_in_companions(values: dict[str, Any]) -> None:
         size = DataConfig.model_validate(values.get("data")).sizes[0]
     except ValueError:
         return  # the recipe is refused for its data
-    for group, settings in family.companions(model, size).items():
+    companions = family.companions(model, size)
+    walk = companions.get("sampling", {})
+    if walk.get("spacing") == "timesteps" and not _leaves_unipc_alone(values):
+        walk["spacing"] = "even"
+    for group, settings in companions.items():
         given = values.get(group, {})
         if isinstance(given, dict) and given.get("type", settings.get("type")) == settings.get("type"):
             values[group] = {**settings, **given}
+
+
+def _leaves_unipc_alone(values: Mapping[str, Any]) -> bool:
+    """Whether a recipe names no other way down a flow than UniPC's, to which whole timesteps belong."""
+    objective, sampling = (values.get(group) for group in ("objective", "sampling"))
+    schedule = objective.get("schedule", "flow") if isinstance(objective, dict) else "flow"
+    own = sampling if isinstance(sampling, dict) else {}
+    return schedule == "flow" and own.get("sampler", "unipc") == "unipc" and own.get("shift_terminal") is None
 
 
 def add_model(config: type[Config]) -> None:

@@ -43,9 +43,12 @@ def settle(recipe: Recipe) -> Recipe:
 
 
 def _saved_recipe(run_dir: Path) -> Recipe | None:
-    """The recipe of a run that has anything to go on with; one that failed before its first checkpoint binds nobody."""
+    """The recipe of a run that has anything to go on with; one that failed before its first step binds nobody."""
     run = RunDirectory(run_dir)
-    begun = run.exists() and any(not path.name.startswith(".") for path in run.checkpoints.glob("*"))
+    if not run.exists():
+        return None
+    left = [run.metrics_path, *run.checkpoints.glob("[!.]*"), *run.samples.glob("[!.]*")]
+    begun = any(path.is_dir() or (path.is_file() and path.stat().st_size > 0) for path in left)
     return Recipe.load(run.recipe_path) if begun else None
 
 

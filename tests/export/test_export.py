@@ -290,7 +290,7 @@ def test_what_is_no_trained_model_and_names_that_do_not_fit(tmp_path: Path) -> N
     run = write_run(tiny_recipe(tmp_path), steps=(10,))
     with pytest.raises(UsageError, match="is a recipe: it has no trained weights"):
         export_model(str(run.recipe_path), tmp_path / "out")
-    with pytest.raises(UsageError, match="no such file or folder; give a run directory"):
+    with pytest.raises(UsageError, match="not a model: no such file or folder; give a run directory"):
         export_model(str(tmp_path / "nothing"), tmp_path / "out")
     with pytest.raises(UsageError, match=r"writes one file: give OUT ending in \.safetensors"):
         export_model(str(run.path), tmp_path / "out", "safetensors")

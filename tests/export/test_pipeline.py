@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lora_runs import LORA, lora_recipe, train_run
 from reelwright.config import parse_yaml
 from reelwright.export import Exported, export_model
 from reelwright.export.description import Description, write_pipeline_card
+from reelwright.export.pipeline import _pipeline_folder
 from reelwright.loading import open_model
 from reelwright.models.exported import PIPELINE_INDEX, read_pipeline_index
 from reelwright.run import RunDirectory
@@ -184,6 +186,13 @@ def test_a_pipeline_that_was_added_to_or_edited_is_left(out: Path, run: Path, na
     assert contents(out) == before
 
 
+def test_weights_of_the_same_size_that_are_others_are_left(out: Path, run: Path) -> None:
+    file = out / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(UsageError, match="its vae/diffusion_pytorch_model.safetensors was edited since"):
+        export_model(str(run), out, overwrite=True)
+
+
 def test_a_pipeline_that_diffusers_wrote_is_left(base: Path, run: Path, tmp_path: Path) -> None:
     theirs = shutil.copytree(base, tmp_path / "theirs")
     with pytest.raises(UsageError, match=r"its model_index\.json is not of an export"):
@@ -225,3 +234,26 @@ def test_an_index_that_cannot_be_read_is_named(base: Path, run: Path, tmp_path: 
     finally:
         index.write_text(kept)
     assert not (tmp_path / "out").exists()
+
+
+def test_of_a_base_on_the_hub_its_terms_come_too(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
+    """diffusers fetches a pipeline's components and leaves licence and card there."""
+    asked: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", lambda model, **_: str(base))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda model, allow_patterns: asked.append((model, allow_patterns))
+    )
+    assert _pipeline_folder("someone/model") == base
+    (model, patterns) = asked[0]
+    fetched = [name for name in ("README.md", "LICENSE.txt", "LICENCE", "NOTICE", "x.safetensors", "model_index.json")
+               if any(fnmatchcase(name, pattern) for pattern in patterns)]  # fmt: skip
+    assert (model, fetched) == ("someone/model", ["README.md", "LICENSE.txt", "LICENCE", "NOTICE"])
+
+    def down(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", down)
+    with pytest.raises(
+        UserError, match="model.model = someone/model: no folder here, and as a hub id cannot be loaded"
+    ):
+        _pipeline_folder("someone/model")

@@ -231,7 +231,7 @@ def test_what_does_not_fit_is_one_clear_error():
         build(in_channels=12)
     with pytest.raises(UsageError, match="attention_head_dim = 24: rotary positions need a multiple of 16"):
         build(attention_head_dim=24, use_rotary_positional_embeddings=True)
-    with pytest.raises(UsageError, match="model.config.num_layer: .* known: num_layers"):
+    with pytest.raises(UsageError, match="model.config.num_layer: .* did you mean num_layers"):
         build(num_layer=2)
     model = build(max_text_seq_length=4)
     with pytest.raises(ValueError, match="height = 5 latents.*patches of 2; use 4 or 6"):

@@ -19,6 +19,7 @@ from family_parity import (
     our_latents,
 )
 from reelwright.bundle import DenoisingLoss
+from reelwright.diffusion.objective import ObjectiveConfig
 from reelwright.generate import encode_prompts, walk_times
 from reelwright.pretrained.hunyuan import TEMPLATE, HunyuanConfig
 from reelwright.types import UsageError
@@ -113,18 +114,23 @@ def test_training_input_target_and_loss_are_those_of_flow_matching(recipe, pipel
 
 
 def test_what_the_directory_says_and_what_has_no_effect(hunyuan, recipe, tmp_path):
-    """The shift is its scheduler's; a network that is not told of guidance refuses one."""
+    """The shift is its scheduler's; a guidance that a network is not told of is warned of."""
     assert recipe.objective.shift == 7.0
     other = shutil.copytree(hunyuan, tmp_path / "other")
     settings = json.loads((other / "scheduler" / "scheduler_config.json").read_text())
     (other / "scheduler" / "scheduler_config.json").write_text(json.dumps({**settings, "shift": 17.0}))
     assert family_recipe(tmp_path, "hunyuan", other, text={"type": "hunyuan"}).objective.shift == 17.0
-    deaf = {"guidance_embeds": False, "num_layers": 1, "num_single_layers": 1}
-    with torch.device("meta"):
-        HunyuanConfig.parse({"config": deaf}).build(16, 4096)
-        for field in ("embedded_guidance", "training_guidance"):
-            with pytest.raises(UsageError, match=f"model.{field} = 3 has no effect: this network is not told"):
-                HunyuanConfig.parse({"config": deaf, field: 3}).build(16, 4096)
+    told_nothing = shutil.copytree(hunyuan, tmp_path / "told_nothing")
+    network = told_nothing / "transformer" / "config.json"
+    network.write_text(json.dumps({**json.loads(network.read_text()), "guidance_embeds": False}))
+    deaf, objective = {"guidance_embeds": False}, ObjectiveConfig()
+    for field in ("embedded_guidance", "training_guidance"):
+        (said,) = HunyuanConfig.parse({"config": deaf, field: 3}).warnings(objective)
+        assert f"model.{field} = 3 has no effect: this network is not told" in said
+        (of_weights,) = HunyuanConfig.parse({"model": str(told_nothing), field: 3}).warnings(objective)
+        assert of_weights == said
+        assert HunyuanConfig.parse({"config": {}, field: 3}).warnings(objective) == ()
+    assert HunyuanConfig.parse({"config": deaf}).warnings(objective) == ()
 
 
 def test_full_size():

@@ -24,6 +24,10 @@ RULES = {
     "alpha": {"lora_alpha": 16},
     "rslora": {"lora_alpha": 6, "use_rslora": True},
     "patterns": {"lora_alpha": 8, "alpha_pattern": {"attn1.to_k": 20}, "rank_pattern": {"attn1.to_q": 2}},
+    "whole name": {
+        "lora_alpha": 8,
+        "alpha_pattern": {"^blocks.0.attn1.to_k": 20, "^to_q": 40, "blocks.1.ffn.net.2$": 2},
+    },
     "equal": {"lora_alpha": 4},
 }
 
@@ -109,10 +113,20 @@ def test_scales_are_peft_s(wan):
             assert declared.of(name, layer.r["default"]) == pytest.approx(layer.scaling["default"])
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "3", '{"lora_alpha": "many"}', '{"transformer.lora_alpha": null}', '{"lora_alpha": Infinity}',
-             '{"lora_alpha": 4, "alpha_pattern": {"(": 3}}', '{"lora_alpha": 4, "alpha_pattern": [3]}'],
-)  # fmt: skip
+STRANGE = {
+    "no JSON": "{",
+    "a number": "3",
+    "a word": '{"lora_alpha": "many"}',
+    "null": '{"transformer.lora_alpha": null}',
+    "infinite": '{"lora_alpha": Infinity}',
+    "huge": '{"lora_alpha": 1%s}' % ("0" * 400),
+    "long": '{"lora_alpha": 4, "note": "%s"}' % ("x" * 1_000_000),
+    "a list": '{"lora_alpha": 4, "alpha_pattern": [3]}',
+    "slow": '{"lora_alpha": 4, "alpha_pattern": {"((\\\\w|\\\\.)+)+!": 4}}',  # as an expression it never ends
+}
+
+
+@pytest.mark.parametrize("text", STRANGE.values(), ids=list(STRANGE))
 def test_what_cannot_be_read_is_one_message(tmp_path, text):
     file = tmp_path / "x.safetensors"
     save_file({"a.lora_A.weight": torch.ones(1, 1)}, file, metadata={"lora_adapter_metadata": text})

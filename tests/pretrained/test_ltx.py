@@ -229,6 +229,6 @@ def test_a_network_from_scratch_takes_its_widths_from_codec_and_text():
     with pytest.raises(UsageError, match="patch_size = 2, patch_size_t = 1: LTX-Video takes its latents one by one"):
         LTXConfig.parse({"config": {**SMALL, "patch_size": 2}}).build(6, 10)
     with pytest.raises(UsageError, match="takes 5 latent channels, but the codec makes 6"):
-        LTXConfig.parse({"config": {**SMALL, "in_channels": 5}}).build(6, 10)
+        LTXConfig.parse({"config": {**SMALL, "in_channels": 5, "out_channels": 5}}).build(6, 10)
     with pytest.raises(UsageError, match="takes text of width 9, but text.type makes 10"):
         LTXConfig.parse({"config": {**SMALL, "caption_channels": 9}}).build(6, 10)

@@ -84,6 +84,22 @@ def test_the_same_latents_as_published_with_unipc(tmp_path, guidance):
     assert (ours("even") - theirs).abs().max() > 1e-4  # the same walk, but told of fractions of a timestep
 
 
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"sampling": {"sampler": "euler"}},
+        {"sampling": {"sampler": "unipc", "shift_terminal": 0.1}},
+        {"objective": {"schedule": "cosine", "prediction": "v", "shift": 1.0}},
+        {"sampling": {"spacing": "even"}},
+    ],
+)
+def test_a_recipe_that_walks_otherwise_walks_evenly(tmp_path, groups):
+    """Whole timesteps are UniPC's on the flow: what a recipe said before there were any still holds."""
+    model = save_wan(tmp_path / "model", unipc(3.0))
+    assert family_recipe(tmp_path, "wan", model, **groups).sampling.spacing == "even"
+    assert family_recipe(tmp_path, "wan", model, objective={"shift": 5.0}).sampling.spacing == "timesteps"
+
+
 def test_the_same_embeddings_as_the_pipeline(wan, pipeline, tmp_path):
     with torch.no_grad():
         theirs, _ = pipeline.encode_prompt(PROMPTS, do_classifier_free_guidance=False, max_sequence_length=512)

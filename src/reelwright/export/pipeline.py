@@ -24,12 +24,14 @@ from reelwright.models.exported import (
     without_place,
     write_index,
 )
+from reelwright.models.foreign import load_foreign
 from reelwright.pretrained.base import FamilyConfig
 from reelwright.training.lora import merge
 from reelwright.types import UsageError, UserError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TERMS = re.compile(r"(?i).*(licen[sc]e|notice).*(?<!safetensors)")  # the files that say what one may do with the base
+HUB_TERMS = ["README.md", "LICEN[SC]E*", "licen[sc]e*", "NOTICE*"]  # which diffusers leaves on the hub
 FRONT = re.compile(r"\s*---\n(.*?)\n---\s*\n", re.DOTALL)  # of a model card: YAML between two lines of dashes
 KEPT = ("license", "license_name", "license_link", "base_model")  # of the base's card, what holds for ours too
 
@@ -45,7 +47,8 @@ def is_pipeline(stored: StoredModel) -> bool:
 def check_beside_base(stored: StoredModel, target: Path, out: Path) -> None:
     """UsageError where the pipeline would replace its own base, which the run cannot be used without."""
     model: Any = stored.recipe.model
-    if target == Path(model.model).resolve():
+    base = Path(model.model)
+    if target.exists() and base.exists() and target.samefile(base):
         raise UsageError(f"{out}: the base of this very run (model.model), which still needs it; name another OUT")
 
 
@@ -88,8 +91,12 @@ def _pipeline_folder(model: str) -> Path:
     folder = Path(model)
     if not folder.is_dir():
         from diffusers import DiffusionPipeline
+        from huggingface_hub import snapshot_download
 
-        folder = Path(DiffusionPipeline.download(model, use_safetensors=True))
+        folder = Path(
+            load_foreign(lambda: DiffusionPipeline.download(model, use_safetensors=True), model, "model.model")
+        )
+        load_foreign(lambda: snapshot_download(model, allow_patterns=HUB_TERMS), model, "model.model")  # beside them
     if not (folder / INDEX).is_file():
         raise UserError(
             f"model.model = {model}: no {INDEX}, so that there is no pipeline to export; use --format lora "

@@ -70,16 +70,17 @@ def _foreign_to_export(target: Path, single: bool) -> str:
         if name != place and name not in files:
             return f"the folder holds {name}, which is not of an export"
     for name in files if pipeline else (CARD,):  # of a pipeline people edit more than the card: its scheduler, say
-        if (target / name).is_file() and _was_edited(target / name, files[name]):
+        if (target / name).is_file() and _was_edited(target / name, files[name], target / place):
             return f"its {name} was edited since"
     return ""
 
 
-def _was_edited(file: Path, entry: FileEntry) -> bool:
-    """Weights are told by their size alone: gigabytes would take minutes to read."""
+def _was_edited(file: Path, entry: FileEntry, index: Path) -> bool:
+    """Weights are only read where they are newer than the index, which is written last: gigabytes take minutes."""
     if file.stat().st_size != entry.bytes:
         return True
-    return file.suffix != ".safetensors" and sha256_of(file) != entry.sha256
+    older = file.stat().st_mtime_ns <= index.stat().st_mtime_ns
+    return not (file.suffix == ".safetensors" and older) and sha256_of(file) != entry.sha256
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def open_model(model: str, checkpoint: str | None = None, raw: bool = False) -> 
         chosen, warnings = _choose_checkpoint(path, checkpoint)
         yield _read_checkpoint(chosen, raw, warnings)
     else:
-        found = "not a model" if path.exists() else "no such file or folder"
+        found = "not a model" if path.exists() else "not a model: no such file or folder"
         raise UsageError(
             f"'{model}': {found}; give a run directory (it holds recipe.yaml and checkpoints/), one of its "
             "checkpoints, an exported directory or .safetensors file, or a recipe (*.yaml: the weights of its "

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from reelwright.config import Config
+from reelwright.diffusion.objective import ObjectiveConfig
 from reelwright.models.foreign import Frozen, Precision, content_hash, freeze, load_part
 from reelwright.models.layers import masked_mean
 from reelwright.pretrained.base import FamilyConfig, PretrainedDenoiser, check_channels, check_patches, local_settings
@@ -148,9 +150,21 @@ class HunyuanConfig(FamilyConfig):
             groups["model"] = {"type": "hunyuan", "summary": "first_token"}
         return groups
 
+    def warnings(self, objective: ObjectiveConfig) -> tuple[str, ...]:
+        network = self.config or local_settings(self.model, str(Path(self.subfolder) / "config.json"))
+        told = {name: getattr(self, name) for name in ("embedded_guidance", "training_guidance")}
+        changed = [name for name, value in told.items() if value != type(self).model_fields[name].default]
+        if network.get("guidance_embeds", True) or not changed:
+            return ()
+        return (
+            f"model.{changed[0]} = {told[changed[0]]:g} has no effect: this network is not told of guidance "
+            "(guidance_embeds = false); sampling.guidance is what guides it",
+        )
+
     def fitting(self, channels: int, text_width: int) -> dict[str, Any]:
-        text = {"text_embed_dim": text_width, "pooled_projection_dim": min(POOLED, text_width)}
-        return {"in_channels": channels, "out_channels": channels, **(text if text_width > 1 else {})}
+        width = self.config.get("text_embed_dim", text_width)
+        text = {"text_embed_dim": width, "pooled_projection_dim": min(POOLED, width)} if width != 1 else {}
+        return {"in_channels": channels, "out_channels": channels, **text}
 
     def build(self, channels: int, text_width: int) -> HunyuanDenoiser:
         """UserError where the weights cannot be loaded, UsageError where codec or text do not fit."""
@@ -173,13 +187,6 @@ class HunyuanDenoiser(PretrainedDenoiser):
             raise UsageError(
                 f"model.config: pooled_projection_dim = {network.config.pooled_projection_dim} is above "
                 f"text_embed_dim = {network.config.text_embed_dim}; the summary travels as one of the text's tokens"
-            )
-        told = {name: getattr(config, name) for name in ("embedded_guidance", "training_guidance")}
-        changed = [name for name, value in told.items() if value != HunyuanConfig.model_fields[name].default]
-        if changed and not network.config.guidance_embeds:
-            raise UsageError(
-                f"model.{changed[0]} = {told[changed[0]]:g} has no effect: this network is not told of guidance "
-                "(guidance_embeds = false); leave it out and use sampling.guidance"
             )
         self.transformer, self.summary = network, config.summary
         self.guidance = (config.training_guidance, config.embedded_guidance)

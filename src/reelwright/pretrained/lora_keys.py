@@ -254,6 +254,8 @@ def read_updates(
     for place, group in found.items():
         if "down" not in group or "up" not in group:
             raise UserError(f"{source}: of {place[0]} it has {' and '.join(group)} alone; it is not whole")
+        if group["down"].ndim < 2 or not len(group["down"]):
+            raise UserError(f"{source}: the matrices of {place[0]} are empty, or none; save the LoRA again")
         if "alpha" not in group and declared is not None:
             rank = len(group["down"])
             group["alpha"] = torch.tensor(declared.of(_bare(place[0]), rank) * rank)

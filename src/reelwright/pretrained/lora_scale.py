@@ -20,6 +20,7 @@ from reelwright.types import UserError
 
 METADATA = "lora_adapter_metadata"
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+MAX_LETTERS = 1_000_000
 PARTS = ("transformer.", "unet.", "")  # before the settings' names: of a pipeline's part, or of a network by itself
 
 
@@ -29,12 +30,18 @@ class DeclaredScale:
 
     alpha: float
     rslora: bool = False
-    patterns: Mapping[str, float] = field(default_factory=dict)  # ends of layers' names, as regular expressions
+    patterns: Mapping[str, float] = field(default_factory=dict)  # layers' names or their ends; ^ before a whole name
 
     def of(self, layer: str, rank: int) -> float:
         """For a layer by its name in diffusers' network, whose matrices are of this rank."""
-        fitting = (value for end, value in self.patterns.items() if re.match(rf"(.*\.)?({end})$", layer))
+        fitting = (value for name, value in self.patterns.items() if _names(name, layer))
         return next(fitting, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+
+
+def _names(pattern: str, layer: str) -> bool:
+    """peft's pattern, of which only names are read: a regular expression of a stranger's can take for ever."""
+    name = pattern.removeprefix("^").removesuffix("$")
+    return layer == name or (not pattern.startswith("^") and layer.endswith(f".{name}"))
 
 
 def declared_scale(path: Path) -> DeclaredScale | None:
@@ -44,9 +51,12 @@ def declared_scale(path: Path) -> DeclaredScale | None:
             text = (file.metadata() or {}).get(METADATA)
         beside = path.with_name(PEFT_CONFIG)
         if text is None and path.name == PEFT_WEIGHTS and beside.is_file():
-            text = beside.read_text(encoding="utf-8")
+            with beside.open(encoding="utf-8") as settings:
+                text = settings.read(MAX_LETTERS + 1)
+        if text is not None and len(text) > MAX_LETTERS:
+            raise ValueError(f"longer than {MAX_LETTERS:,} letters")
         return None if text is None else _parse(json.loads(text))
-    except (SafetensorError, OSError, ValueError, TypeError, RecursionError, re.error) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{path}: what it says of its alpha cannot be read ({error}); save the LoRA again, or take the settings "
             f"({METADATA}, {PEFT_CONFIG}) away if they are not its own"
@@ -62,7 +72,7 @@ def _parse(settings: Mapping[str, Any]) -> DeclaredScale | None:
         patterns = {end: float(value) for end, value in dict(settings.get(f"{part}alpha_pattern") or {}).items()}
         if not all(math.isfinite(value) for value in (alpha, *patterns.values())):
             raise ValueError(f"alpha = {alpha}, {patterns}")
-        for end in patterns:
-            re.compile(end)
+        if strange := [name for name in patterns if not re.fullmatch(r"\^?[\w.]+\$?", name)]:
+            raise ValueError(f"alpha_pattern {strange[0]!r} is no name of a layer")
         return DeclaredScale(alpha, bool(settings.get(f"{part}use_rslora")), patterns)
     return None

@@ -14,7 +14,8 @@ import torch
 from reelwright.config import nearest
 from reelwright.types import Size, Text, UsageError
 
-MAX_TRIED_PARAMETERS = 100_000_000  # larger ones meet their first forward in training
+MAX_TRIED_PARAMETERS = 100_000_000  # larger ones meet their first forward in training, and so do
+MAX_TRIED_LATENTS = 4_096  # longer videos: of both together it is two seconds on two cores
 TRIED_TOKENS = 3  # of text
 ERRORS = (
     ArithmeticError,
@@ -47,9 +48,9 @@ def try_forward(config: Any, channels: int, latent: Size) -> None:
     """One forward of the network that a `FamilyConfig` describes, with random weights and one layer of each kind.
 
     `latent` is the size of a video's latents. UsageError where it fails. Weights of `model` are not tried, and neither
-    are networks above `MAX_TRIED_PARAMETERS`. Leaves torch's generator as it was.
+    is what is larger than the two limits, or than memory. Leaves torch's generator as it was.
     """
-    if config.model is not None:
+    if config.model is not None or latent.frames * latent.height * latent.width > MAX_TRIED_LATENTS:
         return
     arguments = inspect.signature(config.network_class.__init__).parameters
     numbers = {name: config.config.get(name, argument.default) for name, argument in arguments.items()}
@@ -65,6 +66,8 @@ def try_forward(config: Any, channels: int, latent: Size) -> None:
         try:
             made = denoiser(x, torch.tensor([0.5]), Text(text, torch.ones(1, TRIED_TOKENS, dtype=torch.bool)))
         except ERRORS as error:
+            if "allocate memory" in str(error):  # torch's own is a RuntimeError
+                return
             raise UsageError(
                 f"model.config: its numbers do not fit together: {config.diffusers_class} fails on latents of {latent} "
                 f"(frames x height x width) with {_said(error)}"
