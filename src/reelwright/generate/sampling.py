@@ -77,7 +77,7 @@ def encode_pictures(
 
 
 def walk_times(sampling: SamplingConfig, schedule: Schedule) -> Tensor:
-    """The times of a walk from pure noise to data as the settings have them: falling from 1 to 0, float64."""
+    """The times of a walk to data from pure noise, by timesteps from just below it, as settings have them; float64."""
     if sampling.spacing == "karras":
         return karras_times(sampling.steps, schedule, *sampling.noise_levels)
     if sampling.spacing == "timesteps":

@@ -313,7 +313,7 @@ def check_class(model: str, subfolder: str, allowed: tuple[str, ...], field: str
     folder = Path(model) / subfolder
     if folder.is_dir():
         path = folder / "config.json"
-        _check_shards(folder)
+        _check_weights(folder)
     else:
         path = Path(_from_hub(model, subfolder, field))
     try:
@@ -344,7 +344,7 @@ def _from_hub(model: str, subfolder: str, field: str) -> str:
     )
 
 
-def _check_shards(folder: Path) -> None:
+def _check_weights(folder: Path) -> None:
     """UserError where there are no weights, or an index of sharded ones names files that are not there."""
     if not any(any(folder.glob(kind)) for kind in ("*.safetensors*", *PICKLES)):  # pickles have a message of their own
         raise UserError(f"{folder}: holds no weights (*.safetensors); download the model again")

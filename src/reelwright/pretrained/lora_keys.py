@@ -256,20 +256,24 @@ def read_updates(
             raise UserError(f"{source}: of {place[0]} it has {' and '.join(group)} alone; it is not whole")
         if group["down"].ndim < 2 or not len(group["down"]):
             raise UserError(f"{source}: the matrices of {place[0]} are empty, or none; save the LoRA again")
-        if "alpha" not in group and declared is not None:
-            rank = len(group["down"])
-            group["alpha"] = torch.tensor(declared.of(_bare(place[0]), rank) * rank)
-        updates |= _updates_of_place(place, group, layers, source)
+        updates |= _updates_of_place(place, group, layers, source, declared)
     if not updates:
         raise UserError(f"{source}: all of its matrices are zero; it changes nothing")
     return updates
 
 
 def _updates_of_place(
-    place: tuple[str, ...], group: Mapping[str, Tensor], layers: Mapping[str, nn.Linear], source: str
+    place: tuple[str, ...],
+    group: Mapping[str, Tensor],
+    layers: Mapping[str, nn.Linear],
+    source: str,
+    declared: DeclaredScale | None,
 ) -> dict[str, Update]:
     down, up = (group[role].float().flatten(1) for role in ("down", "up"))
-    scale = float(group["alpha"]) / down.shape[0] if "alpha" in group else 1.0
+    if "alpha" in group:
+        scale = float(group["alpha"]) / len(down)
+    else:
+        scale = declared.of(_bare(place[0]), len(down)) if declared is not None else 1.0
     magnitude = group["magnitude"].float().flatten() if "magnitude" in group else None
     rows, columns = [layers[name].out_features for name in place], layers[place[0]].in_features
     if up.shape != (sum(rows), down.shape[0]) or down.shape[1] != columns:
